@@ -1,0 +1,131 @@
+package meshhttp
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/resilience"
+	"github.com/sinew-mesh/sinew/routing"
+	"github.com/sinew-mesh/sinew/routing/lb"
+	"github.com/sinew-mesh/sinew/transport/inbound"
+	"github.com/sinew-mesh/sinew/transport/outbound"
+)
+
+// stub answers every request at once with an empty body that is not http.NoBody.
+type stub struct{ resp http.Response }
+
+type emptyBody struct{}
+
+func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
+func (emptyBody) Close() error             { return nil }
+
+func (s *stub) RoundTrip(*http.Request) (*http.Response, error) {
+	resp := s.resp
+	resp.Body = emptyBody{}
+	return &resp, nil
+}
+
+// routed returns a snapshot with one host, "reviews:9080", of two subsets on
+// the addresses, as bookinfo has it: a header route, then a weighted one.
+func routed(timeout time.Duration, addresses ...string) *snapshot.Snapshot {
+	var endpoints []lb.Endpoint
+	for _, a := range addresses {
+		endpoints = append(endpoints, lb.Endpoint{Address: a, Weight: 1})
+	}
+	cluster := func(name string) *snapshot.Cluster {
+		return &snapshot.Cluster{
+			Name: name, Service: "reviews.default.svc.cluster.local", ConnectTimeout: time.Second,
+			LB: lb.Policy{Kind: lb.LeastRequest, Choices: 2}, Limits: unlimited, Endpoints: lb.NewEndpoints(endpoints, nil),
+		}
+	}
+	weighted, err := routing.NewWeighted([]routing.WeightedCluster{{Name: "v1", Weight: 90}, {Name: "v2", Weight: 10}})
+	if err != nil {
+		panic(err)
+	}
+	only, err := routing.NewWeighted([]routing.WeightedCluster{{Name: "v2", Weight: 1}})
+	if err != nil {
+		panic(err)
+	}
+	all := routing.PathMatch{Kind: routing.PathPrefix, Value: "/"}
+	on, _ := resilience.ParseRetryOn("connect-failure,refused-stream")
+	retry := resilience.DefaultRetryPolicy(on)
+	vh := &snapshot.VirtualHost{Routes: []snapshot.Route{
+		{Name: "user", Match: routing.Match{Path: all, Headers: []routing.HeaderMatch{{
+			Name: routing.NewHeaderName("user"), Kind: routing.HeaderString, String: routing.Exact("test-user", false),
+		}}}, Clusters: only, Timeout: timeout, Retry: &retry},
+		{Name: "split", Match: routing.Match{Path: all}, Clusters: weighted, Timeout: timeout, Retry: &retry},
+	}}
+	return &snapshot.Snapshot{
+		Hosts:    map[string]*snapshot.Host{"reviews:9080": {Name: "reviews:9080", VirtualHost: vh}},
+		Clusters: map[string]*snapshot.Cluster{"v1": cluster("v1"), "v2": cluster("v2")},
+	}
+}
+
+var unlimited = resilience.Limits{
+	MaxConnections: resilience.NoLimit, MaxPendingRequests: resilience.NoLimit,
+	MaxRequests: resilience.NoLimit, MaxRetries: resilience.NoLimit,
+}
+
+func roundTrips(b *testing.B, rt http.RoundTripper) {
+	b.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://reviews:9080/reviews/0", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = resp.Body.Read(nil)
+		resp.Body.Close()
+	}
+}
+
+// BenchmarkRoundTripper shows what the client side costs beside a transport
+// that does nothing: subtract the stub's own figures.
+func BenchmarkRoundTripper(b *testing.B) {
+	base := &stub{resp: http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/plain"}}}}
+	b.Run("stub", func(b *testing.B) { roundTrips(b, base) })
+	for _, c := range []struct {
+		name    string
+		timeout time.Duration
+	}{{"mesh", 0}, {"mesh/timeout", time.Minute}} {
+		b.Run(c.name, func(b *testing.B) {
+			e := outbound.New(outbound.Options{
+				Subscribe: func(string) {},
+				NewWire:   func(*snapshot.Cluster) outbound.Wire { return &wire{plain: base} },
+			})
+			e.Install(routed(c.timeout, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"))
+			roundTrips(b, NewRoundTripper(e, ClientOptions{}))
+		})
+	}
+}
+
+// BenchmarkHandler shows what the server middleware costs beside the handler alone.
+func BenchmarkHandler(b *testing.B) {
+	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	local := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9080}
+	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
+	e.Install(&snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}})
+	for name, handler := range map[string]http.Handler{"bare": next, "mesh": Handler(e, slog.New(slog.DiscardHandler), next)} {
+		b.Run(name, func(b *testing.B) {
+			r := httptest.NewRequest(http.MethodGet, "/reviews/0", strings.NewReader(""))
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, net.Addr(local)))
+			w := httptest.NewRecorder()
+			b.ReportAllocs()
+			for b.Loop() {
+				handler.ServeHTTP(w, r)
+			}
+		})
+	}
+}

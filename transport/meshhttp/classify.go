@@ -1,0 +1,102 @@
+package meshhttp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/sinew-mesh/sinew/resilience"
+	"github.com/sinew-mesh/sinew/transport/outbound"
+)
+
+// dialError marks an error that came before any byte was sent.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string   { return e.err.Error() }
+func (e *dialError) Unwrap() error   { return e.err }
+func (e *dialError) Timeout() bool   { var t net.Error; return errors.As(e.err, &t) && t.Timeout() }
+func (e *dialError) Temporary() bool { return true }
+
+func markDialErrors(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return conn, nil
+	}
+}
+
+// streamError has the shape of net/http's HTTP/2 stream error, which is not
+// exported but lets errors.As fill in any type of its shape.
+type streamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("stream %d: code %d", e.StreamID, e.Code) }
+
+// refusedStream is REFUSED_STREAM of RFC 9113 section 7.
+const refusedStream = 0x7
+
+// classify sets the outcome of an attempt whose transport returned err.
+func (x *exchange) classify(err error) {
+	x.outcome.Status, x.outcome.Header, x.outcome.GRPC = 0, nil, -1
+	x.outcome.Err = err
+	var limit *outbound.LimitError
+	var stream streamError
+	var dial *dialError
+	switch {
+	case errors.As(err, &limit):
+		x.outcome.Failure = resilience.Overflow
+	case x.ctx.Err() != nil:
+		x.outcome.Err = x.contextError(x.ctx.Err())
+	case x.try != nil && x.try.passed.Load():
+		x.outcome.Failure = resilience.PerTryTimeout
+		x.outcome.Err = &outbound.TimeoutError{Place: x.place(), Limit: "per_try_timeout", After: x.try.limit}
+	case errors.As(err, &dial) || handshakeError(err):
+		x.outcome.Failure = resilience.ConnectFailure
+		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+	case errors.As(err, &stream) && stream.Code == refusedStream, goneAway(err):
+		x.outcome.Failure = resilience.RefusedStream
+		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+	default:
+		x.outcome.Failure = resilience.Reset
+		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+	}
+}
+
+// handshakeError reports whether TLS did not come about, so that no request was sent.
+func handshakeError(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	return errors.As(err, &certificate) || errors.As(err, &record) || errors.As(err, &alert) ||
+		err.Error() == "net/http: TLS handshake timeout"
+}
+
+// goneAway reports whether a GOAWAY says that the peer did not process the
+// request. net/http has only a text for it, and sends such a request again by
+// itself where it can.
+func goneAway(err error) bool {
+	return strings.Contains(err.Error(), "http2: Transport received Server's graceful shutdown GOAWAY")
+}
+
+// grpcStatus returns the grpc-status of a trailers-only gRPC response, or -1.
+func grpcStatus(h http.Header) int {
+	v := h["Grpc-Status"]
+	if len(v) == 0 {
+		return -1
+	}
+	n, err := strconv.Atoi(v[0])
+	if err != nil {
+		return -1
+	}
+	return n
+}

@@ -1,0 +1,551 @@
+package meshhttp
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sinew-mesh/sinew/internal/leak"
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/resilience"
+	"github.com/sinew-mesh/sinew/routing"
+	"github.com/sinew-mesh/sinew/routing/lb"
+	"github.com/sinew-mesh/sinew/transport/outbound"
+)
+
+// world is an engine with one host, "svc:80", whose single route goes to the
+// handlers' servers in turn. A test changes route and cluster before use.
+type world struct {
+	engine  *outbound.Engine
+	client  *http.Client
+	servers []*httptest.Server
+	route   *snapshot.Route
+	cluster *snapshot.Cluster
+	snap    *snapshot.Snapshot
+}
+
+func newWorld(t *testing.T, options ClientOptions, change func(*world), handlers ...http.HandlerFunc) *world {
+	t.Helper()
+	leak.Check(t)
+	w := &world{}
+	var endpoints []lb.Endpoint
+	for _, h := range handlers {
+		s := httptest.NewUnstartedServer(h)
+		s.Config.Protocols = new(http.Protocols)
+		s.Config.Protocols.SetHTTP1(true)
+		s.Config.Protocols.SetUnencryptedHTTP2(true)
+		s.Start()
+		t.Cleanup(s.Close)
+		w.servers = append(w.servers, s)
+		endpoints = append(endpoints, lb.Endpoint{Address: s.Listener.Addr().String(), Weight: 1})
+	}
+	weighted, err := routing.NewWeighted([]routing.WeightedCluster{{Name: "c", Weight: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vh := &snapshot.VirtualHost{Routes: []snapshot.Route{{
+		Name: "r", Match: routing.Match{Path: routing.PathMatch{Kind: routing.PathPrefix, Value: "/"}}, Clusters: weighted,
+	}}}
+	w.route = &vh.Routes[0]
+	w.cluster = &snapshot.Cluster{
+		Name: "c", ConnectTimeout: 5 * time.Second, LB: lb.Policy{Kind: lb.RoundRobin}, Limits: unlimited,
+		Endpoints: lb.NewEndpoints(endpoints, nil),
+	}
+	w.snap = &snapshot.Snapshot{
+		Hosts:    map[string]*snapshot.Host{"svc:80": {Name: "svc:80", VirtualHost: vh}},
+		Clusters: map[string]*snapshot.Cluster{"c": w.cluster},
+	}
+	if change != nil {
+		change(w)
+	}
+	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: NewWire, PolicyWait: time.Second})
+	w.engine.Install(w.snap)
+	rt := NewRoundTripper(w.engine, options)
+	w.client = &http.Client{Transport: rt}
+	t.Cleanup(func() {
+		// Every count must be back at zero when all bodies are closed.
+		for _, c := range w.engine.Status().Clusters {
+			if c.Requests != 0 || c.Retries != 0 {
+				t.Errorf("%s: %d requests, %d retries still counted", c.Name, c.Requests, c.Retries)
+			}
+			for _, e := range c.Endpoints {
+				if e.Active != 0 {
+					t.Errorf("%s: %d still active", e.Address, e.Active)
+				}
+			}
+		}
+		w.engine.Close()
+		rt.CloseIdleConnections()
+	})
+	return w
+}
+
+func retryOn(t testing.TB, conditions string, n uint32) *resilience.RetryPolicy {
+	t.Helper()
+	on, unknown := resilience.ParseRetryOn(conditions)
+	if len(unknown) > 0 {
+		t.Fatal(unknown)
+	}
+	p := resilience.DefaultRetryPolicy(on)
+	p.NumRetries, p.BaseInterval, p.MaxInterval = n, time.Millisecond, 2*time.Millisecond
+	return &p
+}
+
+func status(code int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// get reads a whole response and returns its status and body.
+func get(t testing.TB, c *http.Client, req *http.Request) (int, string, error) {
+	t.Helper()
+	resp, err := c.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+func request(t testing.TB, method, target string, body io.Reader) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, target, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
+}
+
+func TestHostIsKeptAndEndpointsAlternate(t *testing.T) {
+	echo := func(name string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%s %s %s", name, r.Host, r.RequestURI)
+		}
+	}
+	w := newWorld(t, ClientOptions{}, nil, echo("a"), echo("b"))
+	seen := map[string]int{}
+	for range 10 {
+		_, body, err := get(t, w.client, request(t, "GET", "http://svc/a%2Fb?q=1", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[body]++
+	}
+	if seen["a svc /a%2Fb?q=1"] != 5 || seen["b svc /a%2Fb?q=1"] != 5 {
+		t.Errorf("answers %v", seen)
+	}
+}
+
+func TestRetryHidesFailures(t *testing.T) {
+	for _, c := range []struct {
+		name, conditions, method string
+		body                     func() io.Reader
+		want                     int
+	}{
+		{"5xx", "5xx", "GET", nil, 200},
+		{"not asked for", "connect-failure", "GET", nil, 503},
+		{"body with GetBody", "5xx", "POST", func() io.Reader { return strings.NewReader("payload") }, 200},
+		{"body that is kept", "5xx", "POST", func() io.Reader { return io.MultiReader(strings.NewReader("pay"), strings.NewReader("load")) }, 200},
+		{"body over the limit", "5xx", "POST", func() io.Reader { return io.MultiReader(bytes.NewReader(make([]byte, 100<<10))) }, 503},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var bodies sync.Map
+			good := func(w http.ResponseWriter, r *http.Request) {
+				b, _ := io.ReadAll(r.Body)
+				bodies.Store("good", string(b))
+			}
+			w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, c.conditions, 1) }, status(503, "no"), good)
+			// Round robin begins at one of them: the second call begins at the other.
+			var codes []int
+			for range 2 {
+				var body io.Reader
+				if c.body != nil {
+					body = c.body()
+				}
+				code, _, err := get(t, w.client, request(t, c.method, "http://svc/", body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				codes = append(codes, code)
+			}
+			if max(codes[0], codes[1]) != c.want {
+				t.Errorf("statuses %v, want none over %d", codes, c.want)
+			}
+			if b, ok := bodies.Load("good"); c.method == "POST" && c.want == 200 && (!ok || b != "payload") {
+				t.Errorf("the good server read %q", b)
+			}
+		})
+	}
+}
+
+func TestDeadEndpoint(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, func(w *world) {
+		w.route.Retry = retryOn(t, "connect-failure", 2)
+		w.servers[0].Close()
+	}, status(200, "dead"), status(200, "alive"))
+	for range 10 {
+		if code, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil || code != 200 || body != "alive" {
+			t.Fatalf("%d %q %v", code, body, err)
+		}
+	}
+}
+
+func TestRetriesEnd(t *testing.T) {
+	var attempts atomic.Int32
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "5xx", 3) }, func(w http.ResponseWriter, r *http.Request) {
+		attempts.Add(1)
+		w.WriteHeader(500)
+		_, _ = io.WriteString(w, "last")
+	})
+	code, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
+	if err != nil || code != 500 || body != "last" || attempts.Load() != 4 {
+		t.Errorf("%d %q %v after %d attempts, want the last 500 after 4", code, body, err, attempts.Load())
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	hang := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	half := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
+	wants := func(limit string) func(error) bool {
+		return func(err error) bool {
+			var timeout *outbound.TimeoutError
+			return errors.As(err, &timeout) && timeout.Limit == limit && errors.Is(err, context.DeadlineExceeded) && timeout.Cluster == "c"
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		handler http.HandlerFunc
+		change  func(*world)
+		want    func(error) bool
+	}{
+		{"route, before the headers", hang, func(w *world) { w.route.Timeout = 50 * time.Millisecond }, wants("timeout")},
+		{"route, in the body", half, func(w *world) { w.route.Timeout = 100 * time.Millisecond }, wants("timeout")},
+		{"per try", hang, func(w *world) {
+			w.route.Retry = retryOn(t, "reset", 1)
+			w.route.Retry.PerTryTimeout = 30 * time.Millisecond
+		}, wants("per_try_timeout")},
+		{"max stream duration", hang, func(w *world) { w.route.MaxStreamDuration = 50 * time.Millisecond }, wants("timeout")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, ClientOptions{}, c.change, c.handler)
+			_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
+			if !c.want(err) {
+				t.Errorf("error %v", err)
+			}
+			var u *url.Error
+			if errors.As(err, &u) && !u.Timeout() {
+				t.Errorf("%v does not say that it is a timeout", err)
+			}
+		})
+	}
+	t.Run("per try ends with the headers", func(t *testing.T) {
+		slowBody := func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(60 * time.Millisecond)
+			_, _ = io.WriteString(w, "done")
+		}
+		w := newWorld(t, ClientOptions{}, func(w *world) {
+			w.route.Retry = retryOn(t, "reset", 1)
+			w.route.Retry.PerTryTimeout = 30 * time.Millisecond
+		}, slowBody)
+		if _, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil || body != "done" {
+			t.Errorf("%q %v", body, err)
+		}
+	})
+	t.Run("the caller's own", func(t *testing.T) {
+		w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Timeout = time.Minute }, hang)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		defer cancel()
+		_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil).WithContext(ctx))
+		var timeout *outbound.TimeoutError
+		if !errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) {
+			t.Errorf("error %v, want the plain deadline", err)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "reset", 3) }, hang)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(20*time.Millisecond, cancel)
+		if _, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil).WithContext(ctx)); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestConnectionLimits(t *testing.T) {
+	entered, leave := make(chan struct{}, 8), make(chan struct{})
+	w := newWorld(t, ClientOptions{}, func(w *world) {
+		w.cluster.Limits.MaxConnections, w.cluster.Limits.MaxPendingRequests = 1, 1
+	}, func(http.ResponseWriter, *http.Request) {
+		entered <- struct{}{}
+		<-leave
+	})
+	results := make(chan error, 3)
+	do := func() {
+		_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
+		results <- err
+	}
+	go do()
+	<-entered
+	// One of two more may wait, the other is refused at once.
+	go do()
+	go do()
+	var limit *outbound.LimitError
+	if err := <-results; !errors.As(err, &limit) || limit.Limit != "max_pending_requests" {
+		t.Errorf("error %v, want max_pending_requests", err)
+	}
+	close(leave)
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestHTTP2(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.cluster.HTTP2 = true }, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Proto)
+		w.Header().Set(http.TrailerPrefix+"X-End", "yes")
+	})
+	resp, err := w.client.Do(request(t, "GET", "http://svc/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || string(b) != "HTTP/2.0" || resp.Trailer.Get("X-End") != "yes" {
+		t.Errorf("%q, trailer %v, %v", b, resp.Trailer, err)
+	}
+}
+
+func TestEventsAreNotBuffered(t *testing.T) {
+	next := make(chan string)
+	w := newWorld(t, ClientOptions{}, nil, func(w http.ResponseWriter, r *http.Request) {
+		for event := range next {
+			_, _ = io.WriteString(w, event+"\n")
+			_ = http.NewResponseController(w).Flush()
+		}
+	})
+	go func() { next <- "one" }()
+	resp, err := w.client.Do(request(t, "GET", "http://svc/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for _, want := range []string{"one", "two", "three"} {
+		if want != "one" {
+			next <- want
+		}
+		if !lines.Scan() || lines.Text() != want {
+			t.Fatalf("got %q, %v, want %q", lines.Text(), lines.Err(), want)
+		}
+	}
+	close(next)
+}
+
+func TestUpgrade(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, nil, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "echo")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		line, _ := buf.ReadString('\n')
+		_, _ = io.WriteString(conn, "echo "+line)
+	})
+	req := request(t, "GET", "http://svc/", nil)
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "echo")
+	resp, err := w.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	rw, ok := resp.Body.(io.ReadWriteCloser)
+	if !ok {
+		t.Fatalf("body of a 101 is a %T", resp.Body)
+	}
+	if _, err := io.WriteString(rw, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(rw).ReadString('\n'); err != nil || line != "echo hello\n" {
+		t.Errorf("%q %v", line, err)
+	}
+}
+
+func TestResetInBody(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "reset,5xx", 3) }, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, "short")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	resp, err := w.client.Do(request(t, "GET", "http://svc/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil || string(b) != "short" {
+		t.Errorf("%q, %v: want what came and an error", b, err)
+	}
+	if n := w.engine.Status().Clusters[0].Endpoints[0].Requests; n != 1 {
+		t.Errorf("%d attempts, want 1: a response that the caller has is never tried again", n)
+	}
+}
+
+// closeCounter is a body that counts how often it is closed.
+type closeCounter struct {
+	io.Reader
+	closed atomic.Int32
+}
+
+func (c *closeCounter) Close() error { c.closed.Add(1); return nil }
+
+func TestRequestBodyIsAlwaysClosed(t *testing.T) {
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	for _, c := range []struct {
+		name, target string
+		change       func(*world)
+	}{
+		{"sent", "http://svc/", nil},
+		{"retried", "http://svc/", func(w *world) { w.route.Retry = retryOn(t, "5xx", 2) }},
+		{"nobody listens", "http://svc/", func(w *world) {
+			w.cluster.Endpoints = lb.NewEndpoints([]lb.Endpoint{{Address: dead.Addr().String(), Weight: 1}}, nil)
+			w.route.Retry = retryOn(t, "connect-failure", 2)
+		}},
+		{"no endpoint", "http://svc/", func(w *world) { w.cluster.Endpoints = lb.NewEndpoints(nil, nil) }},
+		{"limit", "http://svc/", func(w *world) { w.cluster.Limits.MaxRequests = 0 }},
+		{"no route", "http://svc/", func(w *world) { w.route.Match.Path.Value = "/other" }},
+		{"no policy", "http://unknown/", nil},
+		{"not http", "ftp://svc/", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, ClientOptions{}, c.change, status(503, ""))
+			body := &closeCounter{Reader: strings.NewReader("payload")}
+			req := request(t, "POST", c.target, body)
+			resp, err := w.client.Transport.RoundTrip(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			// The transport may close it a little after RoundTrip has returned.
+			for deadline := time.Now().Add(5 * time.Second); body.closed.Load() == 0 && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+			if body.closed.Load() == 0 {
+				t.Error("the body was not closed")
+			}
+		})
+	}
+}
+
+func TestFullDuplex(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, func(w *world) {
+		w.cluster.HTTP2 = true
+		w.route.Retry = retryOn(t, "5xx,reset", 2)
+	}, func(w http.ResponseWriter, r *http.Request) {
+		lines := bufio.NewScanner(r.Body)
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+		for lines.Scan() {
+			_, _ = fmt.Fprintln(w, "echo", lines.Text())
+			_ = http.NewResponseController(w).Flush()
+		}
+	})
+	read, write := io.Pipe()
+	resp, err := w.client.Do(request(t, "POST", "http://svc/", read))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answers := bufio.NewScanner(resp.Body)
+	for _, word := range []string{"a", "b", strings.Repeat("c", 10_000)} {
+		if _, err := fmt.Fprintln(write, word); err != nil {
+			t.Fatal(err)
+		}
+		if !answers.Scan() || answers.Text() != "echo "+word {
+			t.Fatalf("got %.20q, %v", answers.Text(), answers.Err())
+		}
+	}
+	write.Close()
+	if answers.Scan() {
+		t.Errorf("more came: %q", answers.Text())
+	}
+}
+
+func TestExternalHost(t *testing.T) {
+	leak.Check(t)
+	plain := httptest.NewServer(status(200, "plain"))
+	defer plain.Close()
+	secure := httptest.NewTLSServer(status(200, "secure"))
+	defer secure.Close()
+	base := secure.Client().Transport.(*http.Transport)
+	defer base.CloseIdleConnections()
+	weighted, err := routing.NewWeighted([]routing.WeightedCluster{{Name: "passthrough", Weight: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := outbound.New(outbound.Options{External: func(host string) (*snapshot.Host, *snapshot.Cluster) {
+		vh := &snapshot.VirtualHost{Routes: []snapshot.Route{{Match: routing.Match{Path: routing.PathMatch{Kind: routing.PathPrefix}}, Clusters: weighted}}}
+		return &snapshot.Host{Name: host, VirtualHost: vh}, &snapshot.Cluster{
+			Name: "passthrough", Limits: unlimited, Endpoints: lb.NewEndpoints([]lb.Endpoint{{Address: host, Weight: 1}}, nil),
+		}
+	}})
+	defer e.Close()
+	client := &http.Client{Transport: NewRoundTripper(e, ClientOptions{External: base})}
+	for target, want := range map[string]string{plain.URL: "plain", secure.URL: "secure"} {
+		if code, body, err := get(t, client, request(t, "GET", target, nil)); err != nil || code != 200 || body != want {
+			t.Errorf("%s: %d %q %v", target, code, body, err)
+		}
+	}
+}
+
+func TestCallersRequestIsUnchanged(t *testing.T) {
+	w := newWorld(t, ClientOptions{Inject: func(_ context.Context, h http.Header) http.Header {
+		h = h.Clone()
+		h.Set("Traceparent", "00-1-2-01")
+		return h
+	}}, nil, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Header.Get("Traceparent")) })
+	req := request(t, "GET", "http://svc/x", nil)
+	req.Header.Set("User", "u")
+	resp, err := w.client.Transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	if string(b) != "00-1-2-01" {
+		t.Errorf("the server saw traceparent %q", b)
+	}
+	if req.URL.Host != "svc" || req.Host != "svc" || len(req.Header) != 1 || resp.Request != req {
+		t.Errorf("request is now %v %v %v", req.URL, req.Host, req.Header)
+	}
+}

@@ -1,0 +1,154 @@
+package meshhttp
+
+import (
+	"context"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/transport/outbound"
+)
+
+const (
+	// maxIdlePerEndpoint is how many idle connections one endpoint keeps.
+	maxIdlePerEndpoint = 256
+	// maxIdleTime bounds how long an idle connection stays, whatever policy
+	// allows: endpoints that have left the cluster are let go with it.
+	maxIdleTime = 90 * time.Second
+)
+
+// wire holds the connections to one cluster: one http.Transport for plaintext,
+// and one for each server name where the caller's URL asks for TLS. The
+// endpoint is the address in the request's URL, chosen before.
+type wire struct {
+	config *snapshot.Cluster
+	plain  http.RoundTripper // an *http.Transport
+	gate   *gate             // nil where policy sets no limit
+
+	mu      sync.Mutex
+	tls     sync.Map // server name -> *http.Transport
+	retired bool
+}
+
+// NewWire makes the connections' home for a cluster; it is outbound.Options.NewWire.
+func NewWire(config *snapshot.Cluster) outbound.Wire {
+	plain := newTransport(config)
+	w := &wire{config: config, plain: plain}
+	if config.HTTP2 {
+		plain.Protocols = new(http.Protocols)
+		plain.Protocols.SetUnencryptedHTTP2(true)
+	} else if config.Limits.MaxConnections != math.MaxUint32 {
+		// A connection of HTTP/2 carries many requests, and net/http opens one
+		// for each endpoint: only HTTP/1.1 can reach the limit.
+		w.gate = newGate(config.Limits.MaxConnections, config.Limits.MaxPendingRequests)
+	}
+	return w
+}
+
+func newTransport(config *snapshot.Cluster) *http.Transport {
+	dialer := &net.Dialer{Timeout: config.ConnectTimeout, KeepAlive: 30 * time.Second}
+	idle := maxIdleTime
+	if config.IdleTimeout > 0 && config.IdleTimeout < idle {
+		idle = config.IdleTimeout
+	}
+	t := &http.Transport{
+		DialContext:           markDialErrors(dialer.DialContext),
+		MaxIdleConnsPerHost:   maxIdlePerEndpoint,
+		IdleConnTimeout:       idle,
+		TLSHandshakeTimeout:   config.ConnectTimeout,
+		ExpectContinueTimeout: time.Second,
+		DisableKeepAlives:     config.MaxRequestsPerConnection == 1,
+	}
+	if n := config.Limits.MaxConnections; n < maxIdlePerEndpoint {
+		t.MaxIdleConns = int(max(n, 1))
+	}
+	return t
+}
+
+// transport returns the connections for a request's URL.
+func (w *wire) transport(u *url.URL) http.RoundTripper {
+	if u.Scheme == "http" {
+		return w.plain
+	}
+	name := u.Hostname()
+	if t, ok := w.tls.Load(name); ok {
+		return t.(*http.Transport)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t, ok := w.tls.Load(name); ok {
+		return t.(*http.Transport)
+	}
+	t := newTransport(w.config)
+	t.ForceAttemptHTTP2 = true
+	t.TLSClientConfig = clientTLS(name)
+	if w.retired {
+		t.DisableKeepAlives = true
+	}
+	w.tls.Store(name, t)
+	return t
+}
+
+// Retire implements outbound.Wire.
+func (w *wire) Retire() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.retired = true
+	w.plain.(*http.Transport).CloseIdleConnections()
+	w.tls.Range(func(_, t any) bool {
+		t.(*http.Transport).CloseIdleConnections()
+		return true
+	})
+}
+
+// gate bounds the connections of a cluster that carry HTTP/1.1, where each
+// request in flight has one, and how many requests wait for one.
+type gate struct {
+	busy       chan struct{}
+	waiting    atomic.Int64
+	maxWaiting uint32
+}
+
+func newGate(maxConnections, maxPending uint32) *gate {
+	return &gate{busy: make(chan struct{}, max(maxConnections, 1)), maxWaiting: maxPending}
+}
+
+// enter takes a connection's place, waiting for one if policy lets so many
+// wait. It returns "" or the name of the limit that forbids it.
+func (g *gate) enter(ctx context.Context) string {
+	select {
+	case g.busy <- struct{}{}:
+		return ""
+	default:
+	}
+	if g.waiting.Add(1) > int64(g.maxWaiting) {
+		g.waiting.Add(-1)
+		return "max_pending_requests"
+	}
+	defer g.waiting.Add(-1)
+	select {
+	case g.busy <- struct{}{}:
+		return ""
+	case <-ctx.Done():
+		return "max_connections"
+	}
+}
+
+// refusal is the error of a request that enter did not let in.
+func (g *gate) refusal(ctx context.Context, limit string, at outbound.Place) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	n := uint32(cap(g.busy))
+	if limit == "max_pending_requests" {
+		n = g.maxWaiting
+	}
+	return &outbound.LimitError{Place: at, Limit: limit, Max: n}
+}
+
+func (g *gate) leave() { <-g.busy }

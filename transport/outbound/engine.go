@@ -1,0 +1,369 @@
+// Package outbound takes one outbound request through a snapshot: host, route,
+// cluster, admission, endpoint, attempts, outcome. HTTP and gRPC use the same
+// steps and differ only in how they send.
+//
+// The engine offers steps rather than one function that calls back, because a
+// gRPC call picks its endpoint inside the attempt, a stream's retry starts in
+// Recv or Send, and an HTTP request ends where its response's body ends:
+//
+//	Engine.Decide    host and route, once per call
+//	Call.Begin       admission: limits, breaker
+//	Call.Pick        a lease on an endpoint
+//	  (the adapter sends, and classifies what came back)
+//	Lease.Report     the outcome counts for the endpoint
+//	Call.Next        shall there be another attempt, and after what pause
+//	Lease.Release    the endpoint is free of this request
+//	Call.Finish      the call has ended: limits, telemetry
+//
+// The package owns the live state: counters, breakers and ejections, which
+// carry over from one snapshot to the next.
+package outbound
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+)
+
+// Options configure an Engine.
+type Options struct {
+	// Subscribe asks the control plane for a host, "host:port"; it returns at
+	// once and may be called again. nil means there is no control plane and
+	// every host is external.
+	Subscribe func(host string)
+	// Trouble returns the control plane's present trouble, or nil, for errors.
+	Trouble func() error
+	// PolicyWait limits how long a call waits for its host's policy; zero means 15 s.
+	PolicyWait time.Duration
+	// External builds the policy of a host that the mesh does not know;
+	// nil refuses such hosts.
+	External func(host string) (*snapshot.Host, *snapshot.Cluster)
+	// NewWire makes an adapter's state for a cluster; may be nil.
+	NewWire func(*snapshot.Cluster) Wire
+	// Observer may be nil.
+	Observer Observer
+	// Draw returns 64 random bits; nil means math/rand/v2.
+	Draw func() uint64
+}
+
+// Engine is the outbound side of a process.
+type Engine struct {
+	options Options
+	draw    func() uint64
+	view    atomic.Pointer[view]
+
+	changed atomic.Pointer[chan struct{}] // closed and replaced by each Install
+	closed  chan struct{}
+
+	mu       sync.Mutex // serialises Install, Close and what follows
+	external map[string]*host
+	// direct is external under the spelling of URLs, with "https" kept apart,
+	// so that a process without a control plane looks a host up without a lock.
+	direct, directTLS sync.Map
+}
+
+// view is a snapshot with the live state that its names stand for.
+type view struct {
+	snap     *snapshot.Snapshot
+	hosts    map[string]*host
+	bare     map[string]*host // hosts on port 80 under their name without a port
+	bareTLS  map[string]*host // hosts on port 443, likewise
+	clusters map[string]*Cluster
+}
+
+// host is a snapshot's host with its routes' live clusters.
+type host struct {
+	snap   *snapshot.Host
+	routes []route // as snap.VirtualHost.Routes
+	pass   bool    // outside the mesh: the request goes where its URL says
+	via    *host   // what to use instead of an absent host; nil if external hosts are refused
+}
+
+type route struct {
+	snap *snapshot.Route
+	legs []leg // as snap.Clusters.Clusters
+}
+
+// leg is one way that a request can go: a route to one of its clusters.
+type leg struct {
+	cluster   *Cluster
+	telemetry any
+}
+
+const (
+	defaultPolicyWait = 15 * time.Second
+	// maxExternal bounds the hosts outside the mesh whose live state is kept.
+	maxExternal = 4096
+)
+
+// ErrClosed is the cause of errors after Close.
+var ErrClosed = errors.New("mesh: closed")
+
+// New returns an engine without policy.
+func New(o Options) *Engine {
+	if o.PolicyWait == 0 {
+		o.PolicyWait = defaultPolicyWait
+	}
+	e := &Engine{options: o, draw: o.Draw, external: make(map[string]*host), closed: make(chan struct{})}
+	if e.draw == nil {
+		e.draw = rand.Uint64
+	}
+	e.view.Store(&view{})
+	changed := make(chan struct{})
+	e.changed.Store(&changed)
+	return e
+}
+
+// Install makes a snapshot the policy of calls that begin from now on. Calls
+// in flight keep the routes that they have.
+func (e *Engine) Install(s *snapshot.Snapshot) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.closed:
+		return
+	default:
+	}
+	old := e.view.Load()
+	next := &view{
+		snap:     s,
+		hosts:    make(map[string]*host, len(s.Hosts)),
+		bare:     make(map[string]*host),
+		bareTLS:  make(map[string]*host),
+		clusters: make(map[string]*Cluster, len(s.Clusters)),
+	}
+	for name, config := range s.Clusters {
+		c := old.clusters[name]
+		if c == nil {
+			c = e.newCluster(name)
+		}
+		c.update(config)
+		next.clusters[name] = c
+	}
+	for name, sh := range s.Hosts {
+		h := old.hosts[name]
+		if h == nil || h.snap != sh || !h.current(next.clusters) {
+			h = e.newHost(sh, next.clusters)
+		}
+		next.hosts[name] = h
+		if bare, ok := strings.CutSuffix(name, ":80"); ok {
+			next.bare[bare] = h
+		} else if bare, ok := strings.CutSuffix(name, ":443"); ok {
+			next.bareTLS[bare] = h
+		}
+	}
+	e.view.Store(next)
+	changed := make(chan struct{})
+	close(*e.changed.Swap(&changed))
+	for name, c := range old.clusters {
+		if next.clusters[name] == nil {
+			c.close()
+		}
+	}
+}
+
+// current reports whether the host's live clusters are still the ones that their names stand for.
+func (h *host) current(clusters map[string]*Cluster) bool {
+	for i := range h.routes {
+		for j := range h.routes[i].legs {
+			c := h.routes[i].legs[j].cluster
+			if clusters[c.name] != c {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (e *Engine) newHost(sh *snapshot.Host, clusters map[string]*Cluster) *host {
+	h := &host{snap: sh}
+	if sh.Absent && e.options.External != nil {
+		h.via = e.externalHost(sh.Name)
+	}
+	if sh.VirtualHost == nil {
+		return h
+	}
+	h.routes = make([]route, len(sh.VirtualHost.Routes))
+	for i := range sh.VirtualHost.Routes {
+		sr := &sh.VirtualHost.Routes[i]
+		r := route{snap: sr, legs: make([]leg, len(sr.Clusters.Clusters))}
+		for j, wc := range sr.Clusters.Clusters {
+			c := clusters[wc.Name]
+			info := LegInfo{Host: sh.Name, Route: sr.Name, Cluster: wc.Name}
+			if c != nil {
+				config := c.current.Load().config
+				info.Service, info.Subset = config.Service, config.Subset
+			}
+			r.legs[j].cluster = c
+			if e.options.Observer != nil {
+				r.legs[j].telemetry = e.options.Observer.Leg(info)
+			}
+		}
+		h.routes[i] = r
+	}
+	return h
+}
+
+// Close ends the engine: calls that wait fail, timers stop, connections close when idle.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.closed:
+		return
+	default:
+		close(e.closed)
+	}
+	for _, c := range e.view.Load().clusters {
+		c.close()
+	}
+	for _, h := range e.external {
+		h.routes[0].legs[0].cluster.close()
+	}
+}
+
+// hostFor returns the host of an authority as a URL gives it, waiting for its policy.
+func (e *Engine) hostFor(ctx context.Context, authority, scheme string) (*host, error) {
+	if e.options.Subscribe == nil {
+		return e.directHost(authority, scheme)
+	}
+	v := e.view.Load()
+	h := v.hosts[authority]
+	if h == nil {
+		if scheme == "https" {
+			h = v.bareTLS[authority]
+		} else {
+			h = v.bare[authority]
+		}
+	}
+	if h == nil {
+		return e.slowHost(ctx, authority, scheme)
+	}
+	return h.use(Place{Host: h.snap.Name})
+}
+
+// use marks the host as used and returns it, what stands for it, or why there is no policy.
+func (h *host) use(place Place) (*host, error) {
+	if used := h.snap.Used; used != nil && !used.Load() {
+		used.Store(true)
+	}
+	switch {
+	case h.snap.VirtualHost != nil:
+		return h, nil
+	case h.via != nil:
+		return h.via, nil
+	case h.snap.Err != nil:
+		return nil, &NoRouteError{Place: place, Reason: "its policy is in error", Err: h.snap.Err}
+	default:
+		return nil, &NoRouteError{Place: place, Reason: externalRefused}
+	}
+}
+
+const externalRefused = "the mesh does not know the host, and external hosts are refused"
+
+// slowHost is hostFor for a host that is spelled unlike its policy's name, or has no policy yet.
+func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (*host, error) {
+	key := HostKey(authority, scheme)
+	place := Place{Host: key}
+	var began time.Time
+	var timer *time.Timer
+	for {
+		// The channel first: an install after this line closes it.
+		changed := *e.changed.Load()
+		if h := e.view.Load().hosts[key]; h != nil {
+			return h.use(place)
+		}
+		if timer == nil {
+			began = time.Now()
+			timer = time.NewTimer(e.options.PolicyWait)
+			defer timer.Stop()
+			e.options.Subscribe(key)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(ctx.Err())}
+		case <-timer.C:
+			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(nil)}
+		case <-e.closed:
+			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: ErrClosed}
+		}
+	}
+}
+
+// trouble joins the context's error, if any, with what the control plane's trouble is.
+func (e *Engine) trouble(ctxErr error) error {
+	if e.options.Trouble == nil {
+		return ctxErr
+	}
+	return errors.Join(ctxErr, e.options.Trouble())
+}
+
+// directHost is hostFor in a process without a control plane: every host is external.
+func (e *Engine) directHost(authority, scheme string) (*host, error) {
+	index := &e.direct
+	if scheme == "https" {
+		index = &e.directTLS
+	}
+	if h, ok := index.Load(authority); ok {
+		return h.(*host), nil
+	}
+	key := HostKey(authority, scheme)
+	if e.options.External == nil {
+		return nil, &NoRouteError{Place: Place{Host: key}, Reason: externalRefused}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h := e.externalHost(key)
+	index.Store(authority, h)
+	return h, nil
+}
+
+// externalHost returns the live state of a host outside the mesh. The caller holds mu.
+func (e *Engine) externalHost(key string) *host {
+	if h := e.external[key]; h != nil {
+		return h
+	}
+	if len(e.external) >= maxExternal {
+		// Calls in flight keep what they hold; the counters of the forgotten start again.
+		for _, h := range e.external {
+			h.routes[0].legs[0].cluster.close()
+		}
+		clear(e.external)
+		e.direct.Clear()
+		e.directTLS.Clear()
+	}
+	sh, config := e.options.External(key)
+	c := e.newCluster(config.Name)
+	c.update(config)
+	h := e.newHost(sh, map[string]*Cluster{config.Name: c})
+	h.pass = true
+	e.external[key] = h
+	return h
+}
+
+// HostKey returns the listener name of a URL's authority: lower case, no
+// trailing dot, port 80 or 443 filled in by scheme.
+func HostKey(authority, scheme string) string {
+	host, port := authority, ""
+	if i := strings.LastIndexByte(authority, ':'); i >= 0 && !strings.HasSuffix(authority, "]") {
+		host, port = authority[:i], authority[i+1:]
+	}
+	if port == "" {
+		if port = "80"; scheme == "https" {
+			port = "443"
+		}
+	}
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		host = host[1 : len(host)-1]
+	}
+	return net.JoinHostPort(host, port)
+}
