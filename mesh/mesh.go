@@ -1,0 +1,233 @@
+// Package mesh is the face of Sinew: a service mesh that a Go service imports
+// instead of running a sidecar. One Mesh per process gives an HTTP client, an
+// HTTP middleware and server, gRPC dial and server options, all under the
+// policy that a management server sends over xDS.
+//
+//	m, err := mesh.New(ctx)
+//	defer m.Close()
+//	resp, err := m.Client().Get("http://reviews:9080/reviews/0")
+//	err = m.Serve(ctx, ":9080", handler)
+//
+// Under it the house has four floors, and a package imports only downwards:
+//
+//	mesh                                   the face
+//	transport/meshhttp, meshgrpc, telemetry    adapters: the wire
+//	transport/outbound, inbound            engines: live state, one request's steps
+//	internal/snapshot, internal/xds/...    policy: xDS resources, compiled and immutable
+//	routing, routing/lb, resilience, identity   rules: pure values and functions
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
+	"github.com/sinew-mesh/sinew/internal/xds/client"
+	"github.com/sinew-mesh/sinew/transport/inbound"
+	"github.com/sinew-mesh/sinew/transport/meshhttp"
+	"github.com/sinew-mesh/sinew/transport/outbound"
+	"github.com/sinew-mesh/sinew/transport/telemetry"
+)
+
+// Mesh is one process's part in the mesh. Its methods may be called concurrently.
+type Mesh struct {
+	config    *config
+	log       *slog.Logger
+	bootstrap *bootstrap.Config // nil without a control plane
+	xds       *client.Client    // nil without a control plane
+	telemetry *telemetry.Telemetry
+	outbound  *outbound.Engine
+	inbound   *inbound.Engine
+	transport *meshhttp.RoundTripper
+	trouble   atomic.Pointer[error] // why the control plane is out of reach
+	close     sync.Once
+}
+
+// New joins the mesh. It returns at once: policy comes over xDS when it is
+// first asked for, and requests wait for it (see WithPolicyWait). The context
+// bounds only New itself; Close ends the Mesh.
+//
+// The bootstrap is the first of WithBootstrap, WithBootstrapFile, the file
+// that $GRPC_XDS_BOOTSTRAP names and the content of
+// $GRPC_XDS_BOOTSTRAP_CONFIG. Without any, and without WithoutControlPlane,
+// the error is ErrNoBootstrap.
+func New(ctx context.Context, options ...Option) (*Mesh, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	config, err := newConfig(options)
+	if err != nil {
+		return nil, err
+	}
+	m := &Mesh{config: config, log: config.log}
+	if m.bootstrap, err = config.readBootstrap(); err != nil {
+		return nil, err
+	}
+	m.telemetry, err = telemetry.New(telemetry.Options{
+		TracerProvider: config.tracerProvider,
+		MeterProvider:  config.meterProvider,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	out := outbound.Options{PolicyWait: config.policyWait, NewWire: meshhttp.NewWire, Observer: m.telemetry.Observer()}
+	in := inbound.Options{PolicyWait: config.policyWait}
+	if config.external == PassExternal {
+		out.External = config.policy.host
+	}
+	if m.bootstrap != nil {
+		out.Subscribe = func(host string) { m.xds.Subscribe(host) }
+		out.Trouble, in.Trouble = m.controlPlaneTrouble, m.controlPlaneTrouble
+		if m.bootstrap.InboundTemplate != "" {
+			in.Subscribe = func(address string) { m.xds.SubscribeInbound(address) }
+		}
+	}
+	m.outbound, m.inbound = outbound.New(out), inbound.New(in)
+	m.transport = meshhttp.NewRoundTripper(m.outbound, meshhttp.ClientOptions{
+		Observer: out.Observer,
+		Inject:   m.telemetry.Inject,
+		Replay:   config.replay,
+	})
+	if m.bootstrap != nil {
+		m.xds, err = client.New(client.Options{
+			Bootstrap:  m.bootstrap,
+			Log:        m.log,
+			OnSnapshot: m.install,
+			Events:     m.events(),
+			// Requests wait by themselves, each up to its own deadline.
+			ReadyWait: math.MaxInt64,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("mesh: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (c *config) readBootstrap() (*bootstrap.Config, error) {
+	var b *bootstrap.Config
+	var err error
+	switch {
+	case c.standalone:
+		return nil, nil
+	case c.bootstrap != nil:
+		b, err = bootstrap.Parse(c.bootstrap)
+	case c.bootstrapFile != "":
+		b, err = bootstrap.FromFile(c.bootstrapFile)
+	default:
+		b, err = bootstrap.FromEnvironment()
+		if errors.Is(err, bootstrap.ErrNone) {
+			return nil, ErrNoBootstrap
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	return b, nil
+}
+
+// install gives a new snapshot to both engines.
+func (m *Mesh) install(s *snapshot.Snapshot) {
+	m.outbound.Install(s)
+	m.inbound.Install(s)
+}
+
+// events keeps the control plane's state for errors, and counts for telemetry.
+func (m *Mesh) events() client.Events {
+	return client.Events{
+		Connected: func(server, protocol string) {
+			m.trouble.Store(nil)
+			m.telemetry.XDSConnected(true)
+			m.log.Info("connected to the control plane", "server", server, "protocol", protocol)
+		},
+		Disconnected: func(server string, err error) {
+			if err == nil {
+				err = errors.New("the stream ended")
+			}
+			err = fmt.Errorf("control plane %s: %w", server, err)
+			m.trouble.Store(&err)
+			m.telemetry.XDSConnected(false)
+		},
+		Update: func(typeURL, _, _ string) { m.telemetry.XDSUpdate(typeURL) },
+		NACK: func(server, typeURL, version string, err error) {
+			m.telemetry.XDSNack(typeURL)
+			m.log.Error("refused policy from the control plane", "server", server, "type", typeURL, "version", version, "error", err)
+		},
+	}
+}
+
+func (m *Mesh) controlPlaneTrouble() error {
+	if err := m.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Close leaves the mesh: the control plane's stream ends, requests that wait
+// for policy fail with ErrClosed, connections close when they are idle.
+// Requests in flight go on. It may be called again.
+func (m *Mesh) Close() error {
+	m.close.Do(func() {
+		if m.xds != nil {
+			m.xds.Close()
+		}
+		m.outbound.Close()
+		m.inbound.Close()
+		m.transport.CloseIdleConnections()
+	})
+	return nil
+}
+
+// Client returns a new *http.Client on RoundTripper. It has no timeout of its
+// own: routes have theirs.
+func (m *Mesh) Client() *http.Client { return &http.Client{Transport: m.transport} }
+
+// RoundTripper returns the client side for an *http.Client of your own. The
+// host of a request's URL is the service; Host, if it differs, is sent as it is.
+func (m *Mesh) RoundTripper() http.RoundTripper { return m.transport }
+
+// Handler wraps a server's handler: spans and metrics of requests, and the
+// policy of the listener that they came in on. It finds the listener by the
+// connection's local address (http.LocalAddrContextKey), so it works under any
+// *http.Server; until the listener's policy has come it answers 503.
+//
+// A plain http.Server accepts HTTP/2 without TLS (h2c) only where its
+// Protocols have SetUnencryptedHTTP2(true); Serve sets that.
+func (m *Mesh) Handler(next http.Handler) http.Handler {
+	return m.telemetry.Handler(meshhttp.Handler(m.inbound, m.log, next))
+}
+
+// Listen announces on the local network address as net.Listen does, and asks
+// for the listener's policy. Serve HTTP through Handler, or gRPC with
+// ServerOptions, on it.
+func (m *Mesh) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	lis, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	m.inbound.Listening(lis.Addr())
+	return lis, nil
+}
+
+// Serve listens on the TCP address and serves the handler, wrapped by Handler,
+// until the context ends; then it drains (see WithDrainTimeout). HTTP/1.1 and
+// h2c share the port. It returns nil after a full drain.
+func (m *Mesh) Serve(ctx context.Context, address string, handler http.Handler) error {
+	lis, err := m.Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	if err := meshhttp.Serve(ctx, lis, m.Handler(handler), m.config.drain); err != nil {
+		return fmt.Errorf("mesh: serving %s: %w", lis.Addr(), err)
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Option configures New.
+type Option func(*config) error
+
+// External says what becomes of requests to hosts that the mesh does not know.
+type External int
+
+const (
+	// PassExternal sends them where their URL says, under the default policy.
+	PassExternal External = iota
+	// RefuseExternal fails them with a *NoRouteError.
+	RefuseExternal
+)
+
+type config struct {
+	bootstrap      []byte
+	bootstrapFile  string
+	standalone     bool
+	policy         Policy
+	external       External
+	policyWait     time.Duration
+	drain          time.Duration
+	replay         int64
+	log            *slog.Logger
+	tracerProvider trace.TracerProvider
+	meterProvider  metric.MeterProvider
+}
+
+func newConfig(options []Option) (*config, error) {
+	c := &config{policy: DefaultPolicy, policyWait: 15 * time.Second, drain: 30 * time.Second, log: slog.Default()}
+	for _, option := range options {
+		if err := option(c); err != nil {
+			return nil, fmt.Errorf("mesh: %w", err)
+		}
+	}
+	if c.standalone && (c.bootstrap != nil || c.bootstrapFile != "") {
+		return nil, errors.New("mesh: WithoutControlPlane and a bootstrap exclude each other")
+	}
+	if c.bootstrap != nil && c.bootstrapFile != "" {
+		return nil, errors.New("mesh: WithBootstrap and WithBootstrapFile exclude each other")
+	}
+	return c, nil
+}
+
+// WithBootstrap gives the xDS bootstrap document itself (gRPC's schema, as
+// `xdsserver bootstrap` prints it). It wins over the environment.
+func WithBootstrap(document []byte) Option {
+	return func(c *config) error {
+		if len(document) == 0 {
+			return errors.New("WithBootstrap: the document is empty")
+		}
+		c.bootstrap = document
+		return nil
+	}
+}
+
+// WithBootstrapFile names the file with the xDS bootstrap document. It wins over the environment.
+func WithBootstrapFile(path string) Option {
+	return func(c *config) error {
+		if path == "" {
+			return errors.New("WithBootstrapFile: the path is empty")
+		}
+		c.bootstrapFile = path
+		return nil
+	}
+}
+
+// WithoutControlPlane runs without an xDS server: every host is external, and
+// requests are traced, measured and guarded by the default policy. A bootstrap
+// in the environment is not read.
+func WithoutControlPlane() Option {
+	return func(c *config) error {
+		c.standalone = true
+		return nil
+	}
+}
+
+// WithDefaultPolicy sets the policy for hosts that the mesh does not know. Default: DefaultPolicy.
+func WithDefaultPolicy(p Policy) Option {
+	return func(c *config) error {
+		if err := p.validate(); err != nil {
+			return fmt.Errorf("WithDefaultPolicy: %w", err)
+		}
+		c.policy = p
+		return nil
+	}
+}
+
+// WithExternalHosts says what becomes of requests to hosts that the mesh does
+// not know. Default: PassExternal.
+func WithExternalHosts(e External) Option {
+	return func(c *config) error {
+		c.external = e
+		return nil
+	}
+}
+
+// WithPolicyWait limits how long a request waits for policy that has not come
+// yet, unless its own deadline is earlier. Default: 15 s.
+func WithPolicyWait(d time.Duration) Option {
+	return func(c *config) error {
+		if d <= 0 {
+			return fmt.Errorf("WithPolicyWait: %s is not positive", d)
+		}
+		c.policyWait = d
+		return nil
+	}
+}
+
+// WithDrainTimeout limits how long Serve lets requests finish after its context has ended. Default: 30 s.
+func WithDrainTimeout(d time.Duration) Option {
+	return func(c *config) error {
+		if d <= 0 {
+			return fmt.Errorf("WithDrainTimeout: %s is not positive", d)
+		}
+		c.drain = d
+		return nil
+	}
+}
+
+// WithReplayLimit sets how many bytes of a request's body are kept for a
+// retry, where the request has no GetBody of its own. A larger body is sent
+// once. Default: 64 KiB; zero keeps nothing.
+func WithReplayLimit(bytes int64) Option {
+	return func(c *config) error {
+		if bytes < 0 {
+			return fmt.Errorf("WithReplayLimit: %d is negative", bytes)
+		}
+		if c.replay = bytes; bytes == 0 {
+			c.replay = -1
+		}
+		return nil
+	}
+}
+
+// WithLogger sets where the mesh logs. Default: slog.Default().
+func WithLogger(log *slog.Logger) Option {
+	return func(c *config) error {
+		if log == nil {
+			return errors.New("WithLogger: the logger is nil")
+		}
+		c.log = log
+		return nil
+	}
+}
+
+// WithTracerProvider sets where spans go. Default: OpenTelemetry's global provider.
+func WithTracerProvider(p trace.TracerProvider) Option {
+	return func(c *config) error {
+		c.tracerProvider = p
+		return nil
+	}
+}
+
+// WithMeterProvider sets where metrics go. Default: OpenTelemetry's global provider.
+func WithMeterProvider(p metric.MeterProvider) Option {
+	return func(c *config) error {
+		c.meterProvider = p
+		return nil
+	}
+}
