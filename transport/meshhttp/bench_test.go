@@ -11,12 +11,19 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/routing/lb"
 	"github.com/sinew-mesh/sinew/transport/inbound"
 	"github.com/sinew-mesh/sinew/transport/outbound"
+	"github.com/sinew-mesh/sinew/transport/telemetry"
 )
 
 // stub answers every request at once with an empty body that is not http.NoBody.
@@ -91,24 +98,55 @@ func roundTrips(b *testing.B, rt http.RoundTripper) {
 	}
 }
 
+// instrumented returns telemetry with metrics on and the given tracing.
+func instrumented(b *testing.B, tracer trace.TracerProvider) *telemetry.Telemetry {
+	b.Helper()
+	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+	t, err := telemetry.New(telemetry.Options{TracerProvider: tracer, MeterProvider: meters})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return t
+}
+
+func neverSampled() trace.TracerProvider {
+	return sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample()))
+}
+
 // BenchmarkRoundTripper shows what the client side costs beside a transport
 // that does nothing: subtract the stub's own figures.
 func BenchmarkRoundTripper(b *testing.B) {
 	base := &stub{resp: http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/plain"}}}}
 	b.Run("stub", func(b *testing.B) { roundTrips(b, base) })
 	for _, c := range []struct {
-		name    string
-		timeout time.Duration
-	}{{"mesh", 0}, {"mesh/timeout", time.Minute}} {
+		name      string
+		timeout   time.Duration
+		telemetry *telemetry.Telemetry
+	}{
+		{"mesh", 0, nil},
+		{"mesh+timeout", time.Minute, nil},
+		{"mesh+timeout+metrics", time.Minute, instrumented(b, noop.NewTracerProvider())},
+		{"mesh+timeout+metrics+never-sampled", time.Minute, instrumented(b, neverSampled())},
+	} {
 		b.Run(c.name, func(b *testing.B) {
-			e := outbound.New(outbound.Options{
+			o := outbound.Options{
 				Subscribe: func(string) {},
 				NewWire:   func(*snapshot.Cluster) outbound.Wire { return &wire{plain: base} },
-			})
+			}
+			var client ClientOptions
+			if c.telemetry != nil {
+				o.Observer = c.telemetry.Observer()
+				client = ClientOptions{Observer: o.Observer, Inject: c.telemetry.Inject}
+			}
+			e := outbound.New(o)
 			e.Install(routed(c.timeout, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"))
-			roundTrips(b, NewRoundTripper(e, ClientOptions{}))
+			roundTrips(b, NewRoundTripper(e, client))
 		})
 	}
+	b.Run("otelhttp", func(b *testing.B) {
+		meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+		roundTrips(b, otelhttp.NewTransport(base, otelhttp.WithTracerProvider(neverSampled()), otelhttp.WithMeterProvider(meters)))
+	})
 }
 
 // BenchmarkHandler shows what the server middleware costs beside the handler alone.
@@ -117,14 +155,27 @@ func BenchmarkHandler(b *testing.B) {
 	local := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9080}
 	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
 	e.Install(&snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}})
-	for name, handler := range map[string]http.Handler{"bare": next, "mesh": Handler(e, slog.New(slog.DiscardHandler), next)} {
-		b.Run(name, func(b *testing.B) {
+	ours := func(t *telemetry.Telemetry) http.Handler {
+		return t.Handler(Handler(e, slog.New(slog.DiscardHandler), next))
+	}
+	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+	for _, c := range []struct {
+		name    string
+		handler http.Handler
+	}{
+		{"bare", next},
+		{"mesh", Handler(e, slog.New(slog.DiscardHandler), next)},
+		{"mesh+metrics", ours(instrumented(b, noop.NewTracerProvider()))},
+		{"mesh+metrics+never-sampled", ours(instrumented(b, neverSampled()))},
+		{"otelhttp", otelhttp.NewHandler(next, "server", otelhttp.WithTracerProvider(neverSampled()), otelhttp.WithMeterProvider(meters))},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			r := httptest.NewRequest(http.MethodGet, "/reviews/0", strings.NewReader(""))
 			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, net.Addr(local)))
 			w := httptest.NewRecorder()
 			b.ReportAllocs()
 			for b.Loop() {
-				handler.ServeHTTP(w, r)
+				c.handler.ServeHTTP(w, r)
 			}
 		})
 	}

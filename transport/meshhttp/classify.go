@@ -22,7 +22,9 @@ func (e *dialError) Unwrap() error   { return e.err }
 func (e *dialError) Timeout() bool   { var t net.Error; return errors.As(e.err, &t) && t.Timeout() }
 func (e *dialError) Temporary() bool { return true }
 
-func markDialErrors(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+func markDialErrors(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)
 		if err != nil {

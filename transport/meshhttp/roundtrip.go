@@ -231,6 +231,9 @@ func (x *exchange) send(ctx context.Context, bodies *bodies) (*http.Response, er
 	x.url = *x.request.URL
 	x.url.Host = x.lease.Endpoint().Address
 	out.URL = &x.url
+	if n := wire.maxRequests; n > 1 {
+		out = lastOfConnection(out, n)
+	}
 	return wire.transport(x.request.URL).RoundTrip(out)
 }
 

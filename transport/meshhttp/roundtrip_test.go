@@ -323,6 +323,40 @@ func TestConnectionLimits(t *testing.T) {
 	}
 }
 
+func TestMaxRequestsPerConnection(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		max  uint32
+		h2   bool
+		want int // connections for 6 requests
+	}{
+		{"no limit", 0, false, 1},
+		{"one", 1, false, 6},
+		{"three", 3, false, 2},
+		{"three, HTTP/2", 3, true, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, ClientOptions{}, func(w *world) {
+				w.cluster.MaxRequestsPerConnection, w.cluster.HTTP2 = c.max, c.h2
+			}, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				_, _ = io.WriteString(w, r.RemoteAddr)
+			})
+			seen := map[string]bool{}
+			for range 6 {
+				_, remote, err := get(t, w.client, request(t, "POST", "http://svc/", strings.NewReader("body")))
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen[remote] = true
+			}
+			if len(seen) != c.want {
+				t.Errorf("%d connections, want %d", len(seen), c.want)
+			}
+		})
+	}
+}
+
 func TestHTTP2(t *testing.T) {
 	w := newWorld(t, ClientOptions{}, func(w *world) { w.cluster.HTTP2 = true }, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Proto)

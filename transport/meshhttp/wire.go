@@ -2,9 +2,11 @@ package meshhttp
 
 import (
 	"context"
+	"crypto/tls"
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,9 @@ type wire struct {
 	config *snapshot.Cluster
 	plain  http.RoundTripper // an *http.Transport
 	gate   *gate             // nil where policy sets no limit
+	// maxRequests closes a connection after so many requests; below 2 there is
+	// nothing to count.
+	maxRequests uint32
 
 	mu      sync.Mutex
 	tls     sync.Map // server name -> *http.Transport
@@ -38,7 +43,7 @@ type wire struct {
 // NewWire makes the connections' home for a cluster; it is outbound.Options.NewWire.
 func NewWire(config *snapshot.Cluster) outbound.Wire {
 	plain := newTransport(config)
-	w := &wire{config: config, plain: plain}
+	w := &wire{config: config, plain: plain, maxRequests: config.MaxRequestsPerConnection}
 	if config.HTTP2 {
 		plain.Protocols = new(http.Protocols)
 		plain.Protocols.SetUnencryptedHTTP2(true)
@@ -56,8 +61,12 @@ func newTransport(config *snapshot.Cluster) *http.Transport {
 	if config.IdleTimeout > 0 && config.IdleTimeout < idle {
 		idle = config.IdleTimeout
 	}
+	dial := markDialErrors(dialer.DialContext)
+	if config.MaxRequestsPerConnection > 1 {
+		dial = countRequests(dial)
+	}
 	t := &http.Transport{
-		DialContext:           markDialErrors(dialer.DialContext),
+		DialContext:           dial,
 		MaxIdleConnsPerHost:   maxIdlePerEndpoint,
 		IdleConnTimeout:       idle,
 		TLSHandshakeTimeout:   config.ConnectTimeout,
@@ -152,3 +161,41 @@ func (g *gate) refusal(ctx context.Context, limit string, at outbound.Place) err
 }
 
 func (g *gate) leave() { <-g.busy }
+
+// counted is a connection that knows how many requests it has carried.
+type counted struct {
+	net.Conn
+	requests atomic.Uint32
+}
+
+func countRequests(dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &counted{Conn: conn}, nil
+	}
+}
+
+// lastOfConnection prepares a request so that it asks for its connection to be
+// closed where it is the limit's last. Which connection carries the request is
+// known only when net/http has chosen one, just before the header is written:
+// so the trace's hook adds to the header, of which the request has its own copy.
+func lastOfConnection(req *http.Request, limit uint32) *http.Request {
+	header := req.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		conn := info.Conn
+		if secure, ok := conn.(*tls.Conn); ok {
+			conn = secure.NetConn()
+		}
+		if c, ok := conn.(*counted); ok && c.requests.Add(1) >= limit {
+			header.Set("Connection", "close")
+		}
+	}}))
+	req.Header = header
+	return req
+}

@@ -94,17 +94,12 @@ func (c *Cluster) update(config *snapshot.Cluster) {
 		}
 		endpoints[i] = e
 	}
-	c.known = known
-	c.ejected = 0
-	for _, e := range known {
-		if config.Outlier == nil {
-			e.ejection = resilience.Ejection{}
-			e.ejected.Store(false)
-		}
-		if e.ejection.Ejected {
-			c.ejected++
+	for address, e := range c.known {
+		if e.ejection.Ejected && (config.Outlier == nil || known[address] != e) {
+			c.restore(e)
 		}
 	}
+	c.known = known
 	next := &clusterState{config: config, endpoints: endpoints}
 	var retired Wire
 	switch {
@@ -160,6 +155,11 @@ func (c *Cluster) close() {
 	c.closed = true
 	if c.tick != nil {
 		c.tick.Stop()
+	}
+	for _, e := range c.known {
+		if e.ejection.Ejected {
+			c.restore(e)
+		}
 	}
 	s := c.current.Load()
 	c.mu.Unlock()
@@ -219,6 +219,17 @@ func (c *Cluster) eject(e *Endpoint, detected resilience.Detections) {
 	}
 }
 
+// restore ends the ejection of an endpoint. The caller holds mu.
+func (c *Cluster) restore(e *Endpoint) {
+	e.ejection.Ejected = false
+	e.streak.Store(0)
+	e.ejected.Store(false)
+	c.ejected--
+	if obs := c.engine.options.Observer; obs != nil {
+		obs.Ejection(c.name, e.Address, "", false)
+	}
+}
+
 // sweep is Envoy's outlier interval: it lets endpoints back whose time has
 // passed. It runs while an endpoint has a history of ejections.
 func (c *Cluster) sweep() {
@@ -238,12 +249,7 @@ func (c *Cluster) sweep() {
 			continue
 		}
 		returned = true
-		e.streak.Store(0)
-		e.ejected.Store(false)
-		c.ejected--
-		if obs := c.engine.options.Observer; obs != nil {
-			obs.Ejection(c.name, e.Address, "", false)
-		}
+		c.restore(e)
 	}
 	if returned {
 		c.republish()

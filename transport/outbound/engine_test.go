@@ -454,6 +454,60 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+// ejections is an observer that adds up what it is told of ejections.
+type ejections struct {
+	Observer
+	now atomic.Int32
+}
+
+func (o *ejections) Leg(LegInfo) any                                   { return nil }
+func (o *ejections) CallEnd(*Call, *resilience.Outcome, time.Duration) {}
+func (o *ejections) Ejection(cluster, endpoint, reason string, ejected bool) {
+	if ejected {
+		o.now.Add(1)
+	} else {
+		o.now.Add(-1)
+	}
+}
+
+// TestEjectionsAreToldToTheirEnd: what observers count as ejected comes back to
+// zero, however an ejection ends.
+func TestEjectionsAreToldToTheirEnd(t *testing.T) {
+	rule := resilience.DefaultOutlier
+	rule.Consecutive5xx, rule.MaxEjectionPercent = 1, 100
+	config := cluster("c", "a:1", "b:1")
+	config.Outlier = &rule
+	for name, end := range map[string]func(*Engine){
+		"the endpoint leaves": func(e *Engine) {
+			next := *config
+			next.Endpoints = lb.NewEndpoints([]lb.Endpoint{{Address: "z:1", Weight: 1}}, nil)
+			e.Install(one(t, &next, nil))
+		},
+		"the rule goes": func(e *Engine) {
+			next := *config
+			next.Outlier = nil
+			e.Install(one(t, &next, nil))
+		},
+		"the cluster goes":  func(e *Engine) { e.Install(one(t, cluster("other", "a:1"), nil)) },
+		"the engine closes": func(e *Engine) { e.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &ejections{}
+			e := New(Options{Subscribe: func(string) {}, Observer: o})
+			defer e.Close()
+			e.Install(one(t, config, nil))
+			attempt(t, e, 503)
+			if n := o.now.Load(); n != 1 {
+				t.Fatalf("%d ejected, want 1", n)
+			}
+			end(e)
+			if n := o.now.Load(); n != 0 {
+				t.Errorf("%d still counted as ejected", n)
+			}
+		})
+	}
+}
+
 // TestSnapshotSwapUnderLoad swaps snapshots while calls run: each call sees one
 // whole policy, and every count returns to zero.
 func TestSnapshotSwapUnderLoad(t *testing.T) {

@@ -1,0 +1,190 @@
+package compile
+
+import (
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+
+	"github.com/sinew-mesh/sinew/routing"
+)
+
+func match(m *routev3.RouteMatch, out *routing.Match) *fault {
+	if f := pathMatch(m, &out.Path); f != nil {
+		return f
+	}
+	out.GRPC = m.GetGrpc() != nil
+	for i, h := range m.GetHeaders() {
+		hm, f := headerMatch(h)
+		if f != nil {
+			return f.underIndex("headers", i)
+		}
+		out.Headers = append(out.Headers, hm)
+	}
+	for i, q := range m.GetQueryParameters() {
+		qm, f := queryMatch(q)
+		if f != nil {
+			return f.underIndex("query_parameters", i)
+		}
+		out.Query = append(out.Query, qm)
+	}
+	if m.GetRuntimeFraction() != nil {
+		perMillion, f := runtimeFraction(m.GetRuntimeFraction())
+		if f != nil {
+			return f.under("runtime_fraction")
+		}
+		out.Fraction = &routing.Fraction{PerMillion: perMillion}
+	}
+	return nil
+}
+
+func pathMatch(m *routev3.RouteMatch, out *routing.PathMatch) *fault {
+	// Envoy leaves case_sensitive out of account for an expression, which says itself what it means.
+	out.IgnoreCase = m.GetCaseSensitive() != nil && !m.GetCaseSensitive().GetValue()
+	switch p := m.GetPathSpecifier().(type) {
+	case *routev3.RouteMatch_Prefix:
+		out.Kind, out.Value = routing.PathPrefix, p.Prefix
+	case *routev3.RouteMatch_Path:
+		out.Kind, out.Value = routing.PathExact, p.Path
+	case *routev3.RouteMatch_PathSeparatedPrefix:
+		if p.PathSeparatedPrefix == "" || strings.HasSuffix(p.PathSeparatedPrefix, "/") || strings.ContainsAny(p.PathSeparatedPrefix, "?#") {
+			return faultf("path_separated_prefix", "%q is empty, ends in a slash or has a query or fragment", p.PathSeparatedPrefix)
+		}
+		out.Kind, out.Value = routing.PathSeparatedPrefix, p.PathSeparatedPrefix
+	case *routev3.RouteMatch_SafeRegex:
+		re, f := regex(p.SafeRegex)
+		if f != nil {
+			return f.under("safe_regex")
+		}
+		*out = routing.PathMatch{Kind: routing.PathRegex, Regex: re}
+	default:
+		return faultf("", "there is no condition on the path")
+	}
+	return nil
+}
+
+// headerMatch reads one condition on a header. Without any it asks that the
+// header is there (Envoy).
+func headerMatch(m *routev3.HeaderMatcher) (routing.HeaderMatch, *fault) {
+	h := routing.HeaderMatch{
+		Name:           routing.NewHeaderName(m.GetName()),
+		Invert:         m.GetInvertMatch(),
+		MissingAsEmpty: m.GetTreatMissingHeaderAsEmpty(),
+	}
+	if m.GetName() == "" {
+		return h, faultf("name", "is empty")
+	}
+	var f *fault
+	switch s := m.GetHeaderMatchSpecifier().(type) {
+	case nil:
+		h.Kind, h.Present = routing.HeaderPresent, true
+	case *routev3.HeaderMatcher_PresentMatch:
+		h.Kind, h.Present = routing.HeaderPresent, s.PresentMatch
+	case *routev3.HeaderMatcher_RangeMatch:
+		h.Kind, h.Start, h.End = routing.HeaderRange, s.RangeMatch.GetStart(), s.RangeMatch.GetEnd()
+	case *routev3.HeaderMatcher_StringMatch:
+		h.String, f = stringMatch(s.StringMatch)
+		f = f.under("string_match")
+	case *routev3.HeaderMatcher_ExactMatch:
+		h.String = routing.Exact(s.ExactMatch, false)
+	case *routev3.HeaderMatcher_PrefixMatch:
+		h.String, f = part("prefix_match", s.PrefixMatch, false, routing.Prefix)
+	case *routev3.HeaderMatcher_SuffixMatch:
+		h.String, f = part("suffix_match", s.SuffixMatch, false, routing.Suffix)
+	case *routev3.HeaderMatcher_ContainsMatch:
+		h.String, f = part("contains_match", s.ContainsMatch, false, routing.Contains)
+	case *routev3.HeaderMatcher_SafeRegexMatch:
+		h.String, f = regex(s.SafeRegexMatch)
+		f = f.under("safe_regex_match")
+	default:
+		f = faultf("", "the condition is not known")
+	}
+	return h, f
+}
+
+// queryMatch reads one condition on a query parameter. Without any it asks
+// that the parameter is there (Envoy).
+func queryMatch(m *routev3.QueryParameterMatcher) (routing.QueryMatch, *fault) {
+	q := routing.QueryMatch{Name: m.GetName()}
+	if q.Name == "" {
+		return q, faultf("name", "is empty")
+	}
+	var f *fault
+	switch s := m.GetQueryParameterMatchSpecifier().(type) {
+	case nil:
+		q.Kind, q.Present = routing.QueryPresent, true
+	case *routev3.QueryParameterMatcher_PresentMatch:
+		q.Kind, q.Present = routing.QueryPresent, s.PresentMatch
+	case *routev3.QueryParameterMatcher_StringMatch:
+		q.Kind = routing.QueryString
+		q.String, f = stringMatch(s.StringMatch)
+		f = f.under("string_match")
+	default:
+		f = faultf("", "the condition is not known")
+	}
+	return q, f
+}
+
+func stringMatch(m *matcherv3.StringMatcher) (routing.StringMatch, *fault) {
+	ignoreCase := m.GetIgnoreCase() // without effect on safe_regex
+	switch p := m.GetMatchPattern().(type) {
+	case *matcherv3.StringMatcher_Exact:
+		return routing.Exact(p.Exact, ignoreCase), nil
+	case *matcherv3.StringMatcher_Prefix:
+		return part("prefix", p.Prefix, ignoreCase, routing.Prefix)
+	case *matcherv3.StringMatcher_Suffix:
+		return part("suffix", p.Suffix, ignoreCase, routing.Suffix)
+	case *matcherv3.StringMatcher_Contains:
+		return part("contains", p.Contains, ignoreCase, routing.Contains)
+	case *matcherv3.StringMatcher_SafeRegex:
+		re, f := regex(p.SafeRegex)
+		return re, f.under("safe_regex")
+	default:
+		return routing.StringMatch{}, faultf("", "there is no pattern")
+	}
+}
+
+// part is a match of a part of a string, which must not be empty: it would match everything.
+func part(field, value string, ignoreCase bool, match func(string, bool) routing.StringMatch) (routing.StringMatch, *fault) {
+	if value == "" {
+		return routing.StringMatch{}, faultf(field, "is empty")
+	}
+	return match(value, ignoreCase), nil
+}
+
+func regex(m *matcherv3.RegexMatcher) (routing.StringMatch, *fault) {
+	if m.GetRegex() == "" {
+		return routing.StringMatch{}, faultf("regex", "is empty")
+	}
+	re, err := routing.Regex(m.GetRegex())
+	if err != nil {
+		return routing.StringMatch{}, faultf("regex", "%v", err)
+	}
+	return re, nil
+}
+
+func runtimeFraction(m *corev3.RuntimeFractionalPercent) (perMillion uint32, f *fault) {
+	if m.GetDefaultValue() == nil {
+		return 0, faultf("default_value", "missing")
+	}
+	perMillion, f = fraction(m.GetDefaultValue())
+	return perMillion, f.under("default_value")
+}
+
+// fraction is a share in millionths, at most all.
+func fraction(m *typev3.FractionalPercent) (perMillion uint32, f *fault) {
+	var factor uint64
+	switch m.GetDenominator() {
+	case typev3.FractionalPercent_HUNDRED:
+		factor = 10_000
+	case typev3.FractionalPercent_TEN_THOUSAND:
+		factor = 100
+	case typev3.FractionalPercent_MILLION:
+		factor = 1
+	default:
+		return 0, faultf("denominator", "value %d is not known", m.GetDenominator())
+	}
+	return uint32(min(uint64(m.GetNumerator())*factor, 1_000_000)), nil
+}
