@@ -70,6 +70,9 @@ func (x *exchange) classify(err error) {
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
 	default:
 		x.outcome.Failure = resilience.Reset
+		if x.written != nil && !x.written.Load() {
+			x.outcome.Failure = resilience.ResetBeforeRequest
+		}
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
 	}
 }

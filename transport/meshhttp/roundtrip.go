@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -80,8 +81,9 @@ type exchange struct {
 	ctx     context.Context    // the call's: parent, the route's time limit, the span
 	cancel  context.CancelFunc // of ctx; nil where ctx needs none
 	timeout time.Duration
-	try     *try // of the attempt that the response came from; nil without a per-try timeout
-	gate    *gate
+	try     *try         // of the attempt that the response came from; nil without a per-try timeout
+	gate    *gate        // that the present attempt has entered
+	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
 
 	body     io.ReadCloser // the response's
 	finished atomic.Bool
@@ -180,6 +182,11 @@ func (x *exchange) attempt(bodies *bodies, policy *resilience.RetryPolicy) (*htt
 		x.try = newTry(ctx, policy.PerTryTimeout)
 		ctx = x.try.ctx
 	}
+	if policy != nil && policy.On&resilience.OnResetBeforeRequest != 0 {
+		written := new(atomic.Bool)
+		x.written = written
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
+	}
 	resp, err := x.send(ctx, bodies)
 	if err != nil {
 		x.classify(err)
@@ -250,11 +257,15 @@ func (x *exchange) endTry() {
 	x.lease.Release()
 }
 
-// finish ends the exchange once: attempt, call, time limit.
+// finish ends the exchange unless it has ended.
 func (x *exchange) finish() {
-	if x.finished.Swap(true) {
-		return
+	if !x.finished.Swap(true) {
+		x.end()
 	}
+}
+
+// end frees all that the exchange holds: attempt, call, time limit.
+func (x *exchange) end() {
 	x.endTry()
 	x.call.Finish(&x.outcome)
 	if x.cancel != nil {
@@ -265,6 +276,7 @@ func (x *exchange) finish() {
 // hand makes the response the caller's: the exchange ends with its body.
 func (x *exchange) hand(resp *http.Response) *http.Response {
 	resp.Request = x.request
+	x.outcome.Header = nil // the caller may change it from now on
 	if resp.Body == nil || resp.Body == http.NoBody {
 		x.finish()
 		return resp
@@ -282,13 +294,14 @@ func (x *exchange) hand(resp *http.Response) *http.Response {
 // Read implements io.Reader for the response's body.
 func (x *exchange) Read(p []byte) (int, error) {
 	n, err := x.body.Read(p)
-	if err != nil {
-		if err != io.EOF && !x.finished.Load() {
+	// Close may run at the same time: who is first owns the exchange.
+	if err != nil && !x.finished.Swap(true) {
+		if err != io.EOF {
 			status := x.outcome.Status
 			x.classify(err)
 			x.outcome.Status, err = status, x.outcome.Err
 		}
-		x.finish()
+		x.end()
 	}
 	return n, err
 }

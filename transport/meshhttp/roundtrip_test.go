@@ -206,6 +206,18 @@ func TestDeadEndpoint(t *testing.T) {
 	}
 }
 
+func TestResetBeforeRequest(t *testing.T) {
+	abort := func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "reset-before-request", 3) }, abort)
+	req := request(t, "POST", "http://svc/", strings.NewReader("x"))
+	if _, _, err := get(t, w.client, req); err == nil {
+		t.Fatal("no error")
+	}
+	if n := w.engine.Status().Clusters[0].Endpoints[0].Requests; n != 1 {
+		t.Errorf("%d attempts, want 1: the request had been sent", n)
+	}
+}
+
 func TestRetriesEnd(t *testing.T) {
 	var attempts atomic.Int32
 	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "5xx", 3) }, func(w http.ResponseWriter, r *http.Request) {
@@ -429,6 +441,29 @@ func TestUpgrade(t *testing.T) {
 	}
 	if line, err := bufio.NewReader(rw).ReadString('\n'); err != nil || line != "echo hello\n" {
 		t.Errorf("%q %v", line, err)
+	}
+}
+
+func TestCloseDuringRead(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Timeout = time.Minute }, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "start")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	for range 20 {
+		resp, err := w.client.Do(request(t, "GET", "http://svc/", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() {
+			_, err := io.ReadAll(resp.Body)
+			done <- err
+		}()
+		resp.Body.Close()
+		if err := <-done; err == nil {
+			t.Fatal("a body that was closed read to its end")
+		}
 	}
 }
 

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
+	"github.com/sinew-mesh/sinew/xdsserver/translate"
+)
+
+const (
+	services = `
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec:
+  selector: {app: reviews}
+  ports: [{name: http, port: 9080}]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: reviews-1, labels: {app: reviews, version: v1}}
+spec: {address: 127.0.0.1}
+`
+	routes = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - timeout: 1s
+    route: [{destination: {host: reviews}}]
+`
+	misspelt = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: misspelt}
+spec:
+  hosts: [other]
+  http:
+  - route: [{destination: {host: reviews}, wieght: 5}]
+`
+	access = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody}
+spec: {}
+`
+)
+
+// folder is a policy folder with these files.
+func folder(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		write(t, dir, name, text)
+	}
+	return dir
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	tmp := filepath.Join(dir, "."+name)
+	if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs one command line.
+func run(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd := newCommand()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	cmd.SetErr(&errOut)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = cmd.ExecuteContext(ctx)
+	return out.String(), errOut.String(), err
+}
+
+func TestCommands(t *testing.T) {
+	good := folder(t, map[string]string{"a.yaml": services, "b.yaml": routes})
+	bad := folder(t, map[string]string{"a.yaml": services, "b.yaml": misspelt})
+	closed := folder(t, map[string]string{"a.yaml": services, "access.yaml": access})
+	for name, test := range map[string]struct {
+		args []string
+		out  []string // in the output
+		err  []string // in the error; none means success
+	}{
+		"no such command":         {args: []string{"srve"}, err: []string{`unknown command "srve"`}},
+		"validate":                {args: []string{"validate", good}},
+		"validate finds":          {args: []string{"validate", bad}, out: []string{"b.yaml:8: VirtualService default/misspelt: spec.http[0].route[0].wieght"}, err: []string{"1 error"}},
+		"validate: access":        {args: []string{"validate", closed}, out: []string{"access.yaml:3: AuthorizationPolicy default/nobody"}, err: []string{"error"}},
+		"validate: no folder":     {args: []string{"validate", filepath.Join(good, "none")}, err: []string{"no such file"}},
+		"validate: no argument":   {args: []string{"validate"}, err: []string{"accepts 1 arg"}},
+		"serve: no folder given":  {args: []string{"serve"}, err: []string{`required flag(s) "config"`}},
+		"serve: no such folder":   {args: []string{"serve", "--config", filepath.Join(good, "none"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, err: []string{"no such file"}},
+		"serve: access":           {args: []string{"serve", "--config", closed, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, err: []string{"not serving", "access.yaml:3: AuthorizationPolicy default/nobody"}},
+		"serve: every address":    {args: []string{"serve", "--config", good, "--listen", ":0"}, err: []string{"--listen :0: only a loopback address"}},
+		"serve: any address":      {args: []string{"serve", "--config", good, "--listen", "0.0.0.0:0"}, err: []string{"--listen 0.0.0.0:0: only a loopback address"}},
+		"serve: a name":           {args: []string{"serve", "--config", good, "--listen", "example.com:0"}, err: []string{"only a loopback address"}},
+		"serve: status elsewhere": {args: []string{"serve", "--config", good, "--listen", "127.0.0.1:0", "--http", "192.0.2.1:0"}, err: []string{"--http 192.0.2.1:0: only a loopback address"}},
+		"serve: not an address":   {args: []string{"serve", "--config", good, "--listen", "15010"}, err: []string{"--listen 15010"}},
+		"bootstrap: no server":    {args: []string{"bootstrap", "--workload", "web"}, err: []string{`required flag(s) "server"`}},
+		"bootstrap: bad server":   {args: []string{"bootstrap", "--workload", "web", "--server", "localhost"}, err: []string{"is not host:port"}},
+		"bootstrap: bad name":     {args: []string{"bootstrap", "--workload", "a~b", "--server", "localhost:1"}, err: []string{"--workload"}},
+		"bootstrap: bad address":  {args: []string{"bootstrap", "--workload", "a", "--server", "localhost:1", "--ip", "x"}, err: []string{"--ip"}},
+		"status: nobody there":    {args: []string{"status", "--http", unused(t)}, err: []string{"connection refused"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, _, err := run(t, test.args...)
+			for _, want := range test.out {
+				if !strings.Contains(out, want) {
+					t.Errorf("output %q lacks %q", out, want)
+				}
+			}
+			if len(test.err) == 0 && err != nil {
+				t.Errorf("error %v, output %q", err, out)
+			}
+			for _, want := range test.err {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v lacks %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+// unused is an address where nothing listens.
+func unused(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestBootstrap(t *testing.T) {
+	out, _, err := run(t, "bootstrap", "--server", "127.0.0.1:15010", "--workload", "reviews-1", "--namespace", "shop", "--service-account", "reviews",
+		"--ip", "10.0.0.1", "--ip", "fd00::1", "--label", "app=reviews", "--label", "version=v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := bootstrap.Parse([]byte(out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Servers) != 1 || c.Servers[0].URI != "127.0.0.1:15010" || c.Servers[0].ChannelCreds[0].Type != "insecure" {
+		t.Errorf("servers %+v", c.Servers)
+	}
+	if name, err := c.InboundName("10.0.0.1:80"); err != nil || name != "xds.istio.io/grpc/lds/inbound/10.0.0.1:80" || c.ListenerName("a:80") != "a:80" {
+		t.Errorf("names %q, %v, %q", name, err, c.ListenerName("a:80"))
+	}
+	client, err := translate.ClientOf(c.Node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if client.ID != "sidecar~10.0.0.1~reviews-1.shop~shop.svc.cluster.local" || client.Namespace != "shop" || client.Name != "reviews-1" ||
+		client.ServiceAccount != "reviews" || strings.Join(client.IPs, " ") != "10.0.0.1 fd00::1" || client.Labels["version"] != "v1" || client.Labels["app"] != "reviews" {
+		t.Errorf("client %+v", client)
+	}
+}
+
+// served is a running "serve".
+type served struct {
+	xds, http string
+	stop      func() error
+}
+
+func serveFolder(t *testing.T, dir string) *served {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	cmd := newCommand()
+	cmd.SetArgs([]string{"serve", "--config", dir, "--listen", "127.0.0.1:0", "--http", "localhost:0"})
+	cmd.SetOut(w)
+	cmd.SetErr(io.Discard)
+	result := make(chan error, 1)
+	go func() {
+		err := cmd.ExecuteContext(ctx)
+		w.CloseWithError(io.EOF)
+		result <- err
+	}()
+	var line struct{ XDS, HTTP string }
+	if err := json.NewDecoder(r).Decode(&line); err != nil {
+		t.Fatalf("the line with the addresses: %v (%v)", err, <-result)
+	}
+	s := &served{xds: line.XDS, http: line.HTTP}
+	stopped := false
+	s.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-result:
+			return err
+		case <-time.After(patience):
+			return context.DeadlineExceeded
+		}
+	}
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+const patience = 10 * time.Second
+
+func (s *served) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	resp, err := http.Get("http://" + s.http + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// TestServe goes from a file to a client: what is written into the folder is
+// what an xDS client gets, and the status page says so.
+func TestServe(t *testing.T) {
+	goroutines := runtime.NumGoroutine()
+	dir := folder(t, map[string]string{"services.yaml": services, "bad.yaml": misspelt})
+	s := serveFolder(t, dir)
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/status": 200, "/other": 404} {
+		if got, body := s.get(t, path); got != want {
+			t.Errorf("%s: %d %s, want %d", path, got, body, want)
+		}
+	}
+
+	conn, err := grpc.NewClient(s.xds, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, _, err := run(t, "bootstrap", "--server", s.xds, "--workload", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := bootstrap.Parse([]byte(doc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Node.UserAgentName = "sinew"
+	const name = "outbound|9080||reviews.default.svc.cluster.local"
+	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: c.Node, TypeUrl: translate.RouteType, ResourceNamesSubscribe: []string{name}}); err != nil {
+		t.Fatal(err)
+	}
+	recv := func() *discoveryv3.DeltaDiscoveryResponse {
+		t.Helper()
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first := recv().GetResources()[0]
+
+	began := time.Now()
+	write(t, dir, "routes.yaml", routes)
+	second := recv().GetResources()[0]
+	took := time.Since(began)
+	t.Logf("from the edit to the client: %v", took)
+	if took > 5*time.Second {
+		t.Errorf("the edit took %v", took)
+	}
+	if first.GetName() != name || second.GetName() != name || first.GetVersion() == second.GetVersion() {
+		t.Errorf("resources %s %s and %s %s", first.GetName(), first.GetVersion(), second.GetName(), second.GetVersion())
+	}
+
+	deadline := time.Now().Add(patience)
+	for {
+		out, _, err := run(t, "status", "--http", s.http)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out, "ACKED") {
+			for _, want := range []string{"in force: 1 virtual services, 0 destination rules, 1 services, 1 workloads", "bad.yaml:8", "wieght",
+				"sidecar~127.0.0.1~web.default~default.svc.cluster.local", "sinew", "delta", name, second.GetVersion()} {
+				if !strings.Contains(out, want) {
+					t.Errorf("status lacks %q:\n%s", want, out)
+				}
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not acknowledged:\n%s", out)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+
+	// Access policy that appears later is not enforced, so the change is not taken over, and the server says that it is not ready.
+	write(t, dir, "access.yaml", access)
+	for {
+		if code, body := s.get(t, "/readyz"); code == http.StatusServiceUnavailable && strings.Contains(body, "access.yaml:3") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the server is ready with access policy that it does not enforce")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err == nil {
+		t.Error("the stream outlives the server")
+	}
+	cancel()
+	conn.Close()
+	http.DefaultClient.CloseIdleConnections()
+	for runtime.NumGoroutine() > goroutines {
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<16)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), goroutines, buf[:runtime.Stack(buf, true)])
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

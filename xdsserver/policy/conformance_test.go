@@ -1,0 +1,63 @@
+package policy
+
+import (
+	"encoding/json"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/sinew-mesh/sinew/internal/conformance"
+)
+
+// validated maps the functions of the recorded cases to the kinds that this package reads.
+var validated = map[string]string{
+	"ValidateVirtualService":  "VirtualService",
+	"ValidateDestinationRule": "DestinationRule",
+	"ValidateServiceEntry":    "ServiceEntry",
+	"ValidateWorkloadEntry":   "WorkloadEntry",
+}
+
+func TestConformanceConfigValidation(t *testing.T) {
+	var recorded struct {
+		Cases []struct {
+			Func, From, Name, Namespace, Error, Warning string
+			Spec                                        json.RawMessage
+			Labels, Annotations                         map[string]string
+		}
+	}
+	conformance.Load(t, "istio/config_validation.json", &recorded)
+	var tally conformance.Tally
+	for _, c := range recorded.Cases {
+		kind, ok := validated[c.Func]
+		if !ok {
+			tally.SetAside(c.Func + ": a kind that is not read")
+			continue
+		}
+		spec := newSpec[kind]()
+		d := &decoder{lines: map[string]int{}}
+		if len(c.Spec) > 0 && string(c.Spec) != "null" {
+			var n yaml.Node
+			if err := yaml.Unmarshal(c.Spec, &n); err != nil {
+				t.Fatal(err)
+			}
+			var b builder
+			d.message(b.build(n.Content[0], 0), spec.ProtoReflect(), "spec")
+		}
+		meta := Meta{Kind: kind, Name: c.Name, Namespace: c.Namespace, Labels: c.Labels, Annotations: c.Annotations}
+		refused, warned := len(d.problems) > 0, false
+		found := Validate(meta, spec)
+		for _, f := range found {
+			refused = refused || f.Severity == Error
+			warned = warned || f.Severity == Warning
+		}
+		switch {
+		case refused != (c.Error != ""):
+			tally.Fail(t, "%s %s %s: refused %v, want error %q\n%v %v", c.Func, c.Name, c.Spec, refused, c.Error, d.problems, found)
+		case c.Error == "" && warned != (c.Warning != ""):
+			tally.Fail(t, "%s %s %s: warned %v, want warning %q\n%v", c.Func, c.Name, c.Spec, warned, c.Warning, found)
+		default:
+			tally.Pass()
+		}
+	}
+	tally.Check(t, "istio/config_validation.json", 83, 164)
+}

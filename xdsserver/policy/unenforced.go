@@ -1,0 +1,283 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// treatment says what the mesh does with a field of Istio's API.
+type treatment int
+
+const (
+	enforced treatment = iota + 1 // read by the translation; the fields of a message have their own treatment
+	harmless                      // changes neither who may call, nor where a request goes, nor whether it is tried again
+	refused                       // valid in Istio, not enforced by the mesh
+	partly                        // enforced for some values: see partial
+)
+
+// treatments has every field of every message of Istio's API that can occur in an
+// object this package reads. A field in no list is refused, and fails a test.
+var treatments = map[string]map[treatment]string{
+	"VirtualService": {
+		enforced: "hosts gateways http exportTo",
+		refused:  "tls tcp",
+	},
+	"HTTPRoute": {
+		enforced: "name match route timeout retries",
+		refused:  "redirect directResponse delegate rewrite fault mirror mirrors mirrorPercent mirrorPercentage corsPolicy headers",
+	},
+	"HTTPMatchRequest": {
+		// A header that stands for a JWT claim is refused by Validate: Istio has it for gateways only.
+		enforced: "uri scheme method authority headers port sourceLabels gateways queryParams ignoreUriCase withoutHeaders sourceNamespace",
+		harmless: "name statPrefix",
+	},
+	"StringMatch":          {enforced: "exact prefix regex"},
+	"HTTPRouteDestination": {enforced: "destination weight", refused: "headers"},
+	"Destination":          {enforced: "host subset port"},
+	"PortSelector":         {enforced: "number"},
+	"HTTPRetry": {
+		enforced: "attempts perTryTimeout retryIgnorePreviousHosts backoff",
+		partly:   "retryRemoteLocalities retryOn",
+	},
+	"DestinationRule": {
+		enforced: "host trafficPolicy subsets exportTo",
+		refused:  "workloadSelector",
+	},
+	"Subset": {enforced: "name labels trafficPolicy"},
+	"TrafficPolicy": {
+		enforced: "loadBalancer connectionPool outlierDetection portLevelSettings tls retryBudget",
+		refused:  "tunnel proxyProtocol",
+	},
+	"TrafficPolicy.PortTrafficPolicy": {enforced: "port loadBalancer connectionPool outlierDetection tls"},
+	"TrafficPolicy.RetryBudget":       {enforced: "percent minRetryConcurrency", refused: "budgetInterval"},
+	"LoadBalancerSettings": {
+		partly:  "simple localityLbSetting zoneAwareLbSetting",
+		refused: "consistentHash warmupDurationSecs warmup",
+	},
+	"ConnectionPoolSettings": {enforced: "tcp http"},
+	"ConnectionPoolSettings.TCPSettings": {
+		enforced: "maxConnections connectTimeout idleTimeout",
+		refused:  "tcpKeepalive maxConnectionDuration",
+	},
+	"ConnectionPoolSettings.HTTPSettings": {
+		enforced: "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries idleTimeout h2UpgradePolicy",
+		refused:  "useClientProtocol maxConcurrentStreams http2KeepAlive",
+	},
+	"OutlierDetection": {
+		enforced: "consecutive5xxErrors consecutiveGatewayErrors interval baseEjectionTime maxEjectionPercent minHealthPercent",
+		refused:  "consecutiveErrors splitExternalLocalOriginErrors consecutiveLocalOriginFailures outlierDetectionHttpErrorCodes",
+	},
+	"ClientTLSSettings": {
+		partly:  "mode",
+		refused: "clientCertificate privateKey caCertificates credentialName subjectAltNames sni insecureSkipVerify caCrl",
+	},
+	"ServiceEntry": {
+		enforced: "hosts ports location endpoints workloadSelector exportTo",
+		partly:   "resolution",
+		harmless: "addresses", // for proxies that tell hosts apart by address
+		refused:  "subjectAltNames",
+	},
+	"ServicePort":      {enforced: "number protocol name targetPort"},
+	"WorkloadSelector": {enforced: "labels"},
+	"WorkloadEntry": {
+		enforced: "ports labels locality weight serviceAccount",
+		partly:   "address",
+		harmless: "network", // endpoints are reached directly
+	},
+}
+
+// partial decides on fields that are enforced for some values only: it returns what is
+// wrong with a value, or "".
+var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) string{
+	"HTTPRetry.retryRemoteLocalities":         refuseTrue,
+	"HTTPRetry.retryOn":                       refuseHTTP3,
+	"LoadBalancerSettings.simple":             refusePassthrough,
+	"LoadBalancerSettings.localityLbSetting":  refuseEnabled,
+	"LoadBalancerSettings.zoneAwareLbSetting": refuseEnabled,
+	"ClientTLSSettings.mode":                  refuseTLS,
+	"ServiceEntry.resolution":                 refuseDNS,
+	"WorkloadEntry.address":                   refuseNames,
+}
+
+const notEnforced = "is valid in Istio, but the mesh does not enforce it"
+
+func refuseTrue(_ protoreflect.Message, v protoreflect.Value) string {
+	m := v.Message()
+	if m.Get(m.Descriptor().Fields().ByName("value")).Bool() {
+		return notEnforced
+	}
+	return ""
+}
+
+func refuseHTTP3(_ protoreflect.Message, v protoreflect.Value) string {
+	if slices.Contains(strings.Split(v.String(), ","), "http3-post-connect-failure") {
+		return "http3-post-connect-failure " + notEnforced
+	}
+	return ""
+}
+
+func refusePassthrough(_ protoreflect.Message, v protoreflect.Value) string {
+	if networking.LoadBalancerSettings_SimpleLB(v.Enum()) == networking.LoadBalancerSettings_PASSTHROUGH {
+		return "PASSTHROUGH " + notEnforced
+	}
+	return ""
+}
+
+// refuseEnabled accepts a block that says "enabled: false" and nothing else.
+func refuseEnabled(_ protoreflect.Message, v protoreflect.Value) string {
+	off := false
+	v.Message().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		off = fd.Name() == "enabled" && refuseTrue(nil, v) == ""
+		return off
+	})
+	if off {
+		return ""
+	}
+	return notEnforced
+}
+
+func refuseTLS(_ protoreflect.Message, v protoreflect.Value) string {
+	if mode := networking.ClientTLSSettings_TLSmode(v.Enum()); mode != networking.ClientTLSSettings_DISABLE {
+		return mode.String() + " " + notEnforced
+	}
+	return ""
+}
+
+func refuseDNS(m protoreflect.Message, v protoreflect.Value) string {
+	se := m.Interface().(*networking.ServiceEntry)
+	switch networking.ServiceEntry_Resolution(v.Enum()) {
+	case networking.ServiceEntry_STATIC:
+		return ""
+	case networking.ServiceEntry_NONE:
+		if se.Location == networking.ServiceEntry_MESH_EXTERNAL {
+			return "" // the client passes the request through to the host
+		}
+		return "NONE is for hosts outside the mesh: use STATIC, or location MESH_EXTERNAL"
+	}
+	return networking.ServiceEntry_Resolution(v.Enum()).String() + " " + notEnforced + ": use STATIC with endpoints"
+}
+
+func refuseNames(_ protoreflect.Message, v protoreflect.Value) string {
+	switch addr := v.String(); {
+	case isIP(addr):
+		return ""
+	case addr == "":
+		return "a workload behind a network's gateway " + notEnforced
+	case strings.HasPrefix(addr, "unix:"):
+		return "a unix socket " + notEnforced
+	}
+	return "a host name as the address of a workload " + notEnforced + ": give an IP address"
+}
+
+// treatmentOf has the treatments by "Message.field".
+var treatmentOf = func() map[string]treatment {
+	out := make(map[string]treatment)
+	for message, lists := range treatments {
+		for t, names := range lists {
+			for _, name := range strings.Fields(names) {
+				out[message+"."+name] = t
+			}
+		}
+	}
+	return out
+}()
+
+// treat returns what the mesh does with a field; 0 where no list has it.
+func treat(fd protoreflect.FieldDescriptor) treatment {
+	return treatmentOf[messageName(fd.ContainingMessage())+"."+fd.JSONName()]
+}
+
+// messageName is the name of a message without its package.
+func messageName(md protoreflect.MessageDescriptor) string {
+	return strings.TrimPrefix(string(md.FullName()), string(md.ParentFile().Package())+".")
+}
+
+// Unenforced refuses what is valid in Istio but not enforced by the mesh, so that
+// nobody takes a policy to be in force that is not. It does not look at what applies
+// to gateways only.
+func Unenforced(_ Meta, spec proto.Message) []Finding {
+	var f findings
+	if vs, ok := spec.(*networking.VirtualService); ok {
+		if len(vs.Hosts) == 0 {
+			f.errorf("spec.hosts", "required: a VirtualService without hosts is for delegation, which the mesh does not enforce")
+		}
+		if !appliesToMesh(vs) {
+			return f
+		}
+	}
+	f.unenforced("spec", spec.ProtoReflect())
+	slices.SortStableFunc(f, func(a, b Finding) int { return strings.Compare(a.Field, b.Field) })
+	return f
+}
+
+// appliesToMesh reports whether a VirtualService is for clients in the mesh at all.
+func appliesToMesh(vs *networking.VirtualService) bool {
+	return len(vs.GetGateways()) == 0 || slices.Contains(vs.GetGateways(), MeshGateway)
+}
+
+// routeAppliesToMesh reports whether one of the route's matches is for clients in the mesh.
+func routeAppliesToMesh(r *networking.HTTPRoute) bool {
+	if len(r.GetMatch()) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(r.GetMatch(), func(m *networking.HTTPMatchRequest) bool {
+		return len(m.GetGateways()) == 0 || slices.Contains(m.GetGateways(), MeshGateway)
+	})
+}
+
+func (f *findings) unenforced(path string, m protoreflect.Message) {
+	if r, ok := m.Interface().(*networking.HTTPRoute); ok && !routeAppliesToMesh(r) {
+		return
+	}
+	fields := m.Descriptor().Fields()
+	for i := 0; i < fields.Len(); i++ {
+		fd := fields.Get(i)
+		at := join(path, fd.JSONName())
+		how := treat(fd)
+		if how == partly && (m.Has(fd) || fd.Message() == nil && !fd.HasPresence() && !fd.IsList() && !fd.IsMap()) {
+			if why := partial[messageName(m.Descriptor())+"."+fd.JSONName()](m, m.Get(fd)); why != "" {
+				f.errorf(at, "%s", why)
+				continue
+			}
+		}
+		if !m.Has(fd) {
+			continue
+		}
+		switch how {
+		case enforced, partly:
+			f.unenforcedIn(at, fd, m.Get(fd))
+		case harmless:
+		default:
+			f.errorf(at, "%s", notEnforced)
+		}
+	}
+}
+
+// unenforcedIn goes into the messages of a field.
+func (f *findings) unenforcedIn(at string, fd protoreflect.FieldDescriptor, v protoreflect.Value) {
+	switch {
+	case fd.IsMap():
+		if composite(fd.MapValue()) {
+			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+				f.unenforced(at+"["+k.String()+"]", v.Message())
+				return true
+			})
+		}
+	case fd.IsList():
+		if composite(fd) {
+			for i := 0; i < v.List().Len(); i++ {
+				f.unenforced(fmt.Sprintf("%s[%d]", at, i), v.List().Get(i).Message())
+			}
+		}
+	case composite(fd):
+		// Of a block that says "enabled: false" there is nothing more to look at.
+		if treat(fd) != partly {
+			f.unenforced(at, v.Message())
+		}
+	}
+}

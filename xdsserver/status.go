@@ -1,0 +1,87 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func statusCommand() *cobra.Command {
+	var addr string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show who is connected, and what each client accepted or refused",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, "http://"+addr+"/status", nil)
+			if err != nil {
+				return err
+			}
+			client := http.Client{Timeout: 10 * time.Second}
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s answers %s", req.URL, resp.Status)
+			}
+			var p page
+			if err := json.NewDecoder(resp.Body).Decode(&p); err != nil {
+				return fmt.Errorf("%s: %w", req.URL, err)
+			}
+			return p.print(cmd.OutOrStdout(), time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&addr, "http", "127.0.0.1:15014", "address that the server was given as --http")
+	return cmd
+}
+
+// print writes the page as tables.
+func (p *page) print(out io.Writer, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	state := "in force"
+	if !p.Policy.InForce {
+		state = "not in force: " + p.Policy.Error
+	}
+	fmt.Fprintf(w, "policy read %s ago, %s: %d virtual services, %d destination rules, %d services, %d workloads\n",
+		now.Sub(p.Policy.Read).Round(time.Second), state, p.Policy.VirtualServices, p.Policy.DestinationRules, p.Policy.Services, p.Policy.Workloads)
+	for _, x := range p.Policy.Problems {
+		fmt.Fprintf(w, "%s: %s:%d: %s %s: %s\n", x.Severity, x.File, x.Line, x.Object, x.Field, x.Message)
+	}
+	for _, x := range p.Problems {
+		fmt.Fprintf(w, "not served: %s %s: %s\n", x.Type, x.Name, x.Error)
+	}
+	if len(p.Clients) == 0 {
+		fmt.Fprintln(w, "\nno client is connected")
+		return w.Flush()
+	}
+	fmt.Fprintln(w, "\nNODE\tKIND\tPROTOCOL\tCONNECTED\tTYPE\tRESOURCE\tSTATE\tVERSION\tACCEPTED\tREASON")
+	for _, c := range p.Clients {
+		who := fmt.Sprintf("%s\t%s\t%s\t%s", c.Node, c.Kind, c.Protocol, now.Sub(c.ConnectedSince).Round(time.Second))
+		if len(c.Resources) == 0 {
+			fmt.Fprintf(w, "%s\t\t\t\t\t\t\n", who)
+		}
+		for _, r := range c.Resources {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", who, r.Type, r.Name, r.State, r.Version, r.Accepted, r.Error)
+		}
+	}
+	noted := false
+	for _, c := range p.Clients {
+		for _, r := range c.Resources {
+			for _, n := range r.Notes {
+				if !noted {
+					fmt.Fprintln(w, "\nwhat clients can not do:")
+					noted = true
+				}
+				fmt.Fprintf(w, "%s (%s): %s: %s\n", c.Node, c.Kind, r.Name, n)
+			}
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,194 @@
+package translate
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sinew-mesh/sinew/xdsserver/policy"
+)
+
+// Changes is what differs between two policies, in terms of the resources that
+// may differ with it. It may name a resource that turns out the same; it never
+// leaves out one that does not.
+type Changes struct {
+	// names reports that what hosts mean may differ: a service came, went, or
+	// changed its host, ports or visibility.
+	names bool
+	// hosts are those of services whose ports or endpoints changed.
+	hosts map[string]bool
+	// wildcards are those of hosts that begin with "*".
+	wildcards []string
+	// virtual and rules are the hosts of VirtualServices and DestinationRules, as objects spell them.
+	virtual, rules []string
+}
+
+// Diff compares two policies. Objects are compared by content: one that was
+// read again unchanged, or moved within its file, is no change.
+func Diff(old, new *View) *Changes {
+	c := &Changes{hosts: map[string]bool{}}
+	diff(old.set.VirtualServices, new.set.VirtualServices, func(a *policy.VirtualService) string { return key(&a.Meta) },
+		func(a, b *policy.VirtualService) bool {
+			return sameMeta(&a.Meta, &b.Meta) && proto.Equal(a.Spec, b.Spec)
+		},
+		func(vs, _ *policy.VirtualService) {
+			for _, h := range vs.Spec.GetHosts() {
+				c.virtual = append(c.virtual, policy.FQDN(h, vs.Namespace))
+			}
+		})
+	// Their order is precedence.
+	if !sameOrder(old.set.VirtualServices, new.set.VirtualServices, func(a *policy.VirtualService) string { return key(&a.Meta) }) {
+		c.virtual = append(c.virtual, "*")
+	}
+	diff(old.set.DestinationRules, new.set.DestinationRules, func(a *policy.DestinationRule) string { return key(&a.Meta) },
+		func(a, b *policy.DestinationRule) bool {
+			return sameMeta(&a.Meta, &b.Meta) && proto.Equal(a.Spec, b.Spec)
+		},
+		func(dr, _ *policy.DestinationRule) {
+			c.rules = append(c.rules, policy.FQDN(dr.Spec.GetHost(), dr.Namespace))
+		})
+	if !sameOrder(old.set.DestinationRules, new.set.DestinationRules, func(a *policy.DestinationRule) string { return key(&a.Meta) }) {
+		c.rules = append(c.rules, "*")
+	}
+	diff(old.set.Services, new.set.Services, func(s *policy.Service) string { return s.Host + "/" + s.Namespace }, sameService,
+		func(s, other *policy.Service) {
+			if other == nil || !sameShape(s, other) {
+				c.names = true
+			}
+			c.host(s.Host)
+		})
+	moved := map[*policy.Workload]bool{}
+	diff(old.set.Workloads, new.set.Workloads, func(w *policy.Workload) string { return w.Namespace + "/" + w.Name + "/" + w.Address }, sameWorkload,
+		func(w, _ *policy.Workload) { moved[w] = true })
+	if len(moved) > 0 {
+		for _, set := range []*policy.Set{old.set, new.set} {
+			for _, s := range set.Services {
+				if s.Selector != nil && slices.ContainsFunc(set.WorkloadsOf(s), func(w *policy.Workload) bool { return moved[w] }) {
+					c.host(s.Host)
+				}
+			}
+		}
+	}
+	return c
+}
+
+func (c *Changes) host(h string) {
+	if strings.HasPrefix(h, "*") {
+		c.wildcards = append(c.wildcards, h)
+	}
+	c.hosts[h] = true
+}
+
+// Affects reports whether the resource of that name may differ, whoever asks for it.
+func (c *Changes) Affects(typeURL, name string) bool {
+	if typeURL == ListenerType {
+		// A VirtualService alone can give a host its listener.
+		return !strings.HasPrefix(name, InboundPrefix) && (c.names || len(c.virtual) > 0)
+	}
+	n, err := ParseTrafficName(name)
+	if err != nil {
+		return false
+	}
+	switch typeURL {
+	case RouteType:
+		// Destinations take their port from the services they name.
+		return c.names || anyCovers(c.virtual, n.Host)
+	case ClusterType, EndpointType:
+		return c.names || c.hosts[n.Host] || anyCovers(c.wildcards, n.Host) || anyCovers(c.rules, n.Host)
+	}
+	return false
+}
+
+// Empty reports that nothing differs.
+func (c *Changes) Empty() bool {
+	return !c.names && len(c.hosts) == 0 && len(c.virtual) == 0 && len(c.rules) == 0
+}
+
+func anyCovers(patterns []string, host string) bool {
+	for _, p := range patterns {
+		if covers(p, host) {
+			return true
+		}
+	}
+	return false
+}
+
+// diff calls changed for every object that is only in one list, with nil, and
+// for both sides of one that differs, with the other side.
+func diff[T any](old, new []*T, keyOf func(*T) string, same func(a, b *T) bool, changed func(v, other *T)) {
+	before := make(map[string]*T, len(old))
+	for _, v := range old {
+		before[keyOf(v)] = v
+	}
+	seen := make(map[string]bool, len(new))
+	for _, v := range new {
+		k := keyOf(v)
+		seen[k] = true
+		switch b := before[k]; {
+		case b == nil:
+			changed(v, nil)
+		case b != v && !same(b, v):
+			changed(b, v)
+			changed(v, b)
+		}
+	}
+	for _, v := range old {
+		if !seen[keyOf(v)] {
+			changed(v, nil)
+		}
+	}
+}
+
+// sameOrder reports whether the objects in both lists stand in the same order.
+func sameOrder[T any](old, new []*T, keyOf func(*T) string) bool {
+	at := make(map[string]int, len(old))
+	for i, v := range old {
+		at[keyOf(v)] = i
+	}
+	last := -1
+	for _, v := range new {
+		i, ok := at[keyOf(v)]
+		if !ok {
+			continue
+		}
+		if i < last {
+			return false
+		}
+		last = i
+	}
+	return true
+}
+
+// sameMeta compares what resources are made of; where the object stands in a file is not.
+func sameMeta(a, b *policy.Meta) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.Created.Equal(b.Created) &&
+		maps.Equal(a.Annotations, b.Annotations)
+}
+
+func sameShape(a, b *policy.Service) bool {
+	return a.Host == b.Host && a.Namespace == b.Namespace && slices.Equal(a.Ports, b.Ports) &&
+		a.External == b.External && a.Resolution == b.Resolution && slices.Equal(a.ExportTo, b.ExportTo)
+}
+
+func sameService(a, b *policy.Service) bool {
+	if !sameShape(a, b) || a.Kind != b.Kind || a.Name != b.Name || (a.Selector == nil) != (b.Selector == nil) ||
+		!maps.Equal(a.Selector, b.Selector) || len(a.Static) != len(b.Static) {
+		return false
+	}
+	for i := range a.Static {
+		if !sameWorkload(a.Static[i], b.Static[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameWorkload(a, b *policy.Workload) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.Address == b.Address && a.Weight == b.Weight &&
+		a.Locality == b.Locality && a.ServiceAccount == b.ServiceAccount &&
+		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Ports, b.Ports)
+}
+
+func key(m *policy.Meta) string { return m.Kind + "/" + m.Namespace + "/" + m.Name }

@@ -1,0 +1,309 @@
+package translate
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/sinew-mesh/sinew/internal/conformance"
+	"github.com/sinew-mesh/sinew/xdsserver/policy"
+)
+
+type routeCase struct {
+	From           string            `json:"from"`
+	Name           string            `json:"name"`
+	Namespace      string            `json:"namespace"`
+	Annotations    map[string]string `json:"annotations"`
+	NodeType       string            `json:"node_type"`
+	NodeLabels     map[string]string `json:"node_labels"`
+	NodeNamespace  string            `json:"node_namespace"`
+	ListenPort     uint32            `json:"listen_port"`
+	Gateways       []string          `json:"gateways"`
+	VirtualService json.RawMessage   `json:"virtual_service"`
+	Routes         []json.RawMessage `json:"routes"`
+	Error          string            `json:"error"`
+}
+
+// TestIstioRoutes holds the routes of VirtualServices against those that istiod makes.
+func TestIstioRoutes(t *testing.T) {
+	var file struct{ Cases []routeCase }
+	conformance.Load(t, "istio/virtualservice_to_routes.json", &file)
+	var tally conformance.Tally
+	for i, c := range file.Cases {
+		spec := &networking.VirtualService{}
+		if err := protojson.Unmarshal(c.VirtualService, spec); err != nil {
+			t.Fatalf("case %d: %v", i, err)
+		}
+		want := make([]*routev3.Route, len(c.Routes))
+		raw := ""
+		readable := true
+		for j, r := range c.Routes {
+			want[j] = &routev3.Route{}
+			raw += string(r)
+			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(r, want[j]); err != nil {
+				readable = false
+			}
+		}
+		if reason := routeAside(&c, spec, raw); reason != "" {
+			tally.SetAside(reason)
+			continue
+		}
+		if !readable {
+			t.Errorf("case %d: expected routes can not be read", i)
+			continue
+		}
+		ns := c.Namespace
+		if ns == "" {
+			ns = c.NodeNamespace
+		}
+		set := routeServices(spec, want, c.NodeNamespace)
+		b := &builder{view: NewView(set), client: &Client{ID: "x", Namespace: c.NodeNamespace, Labels: c.NodeLabels}}
+		vs := &policy.VirtualService{Meta: policy.Meta{Kind: "VirtualService", Namespace: ns, Name: c.Name}, Spec: spec}
+		got, err := b.routes(vs, c.ListenPort, c.Gateways[0])
+		switch {
+		case err != nil:
+			tally.Fail(t, "case %d (%s): %v", i, c.From, err)
+		case behaviour(got) != behaviour(want):
+			tally.Fail(t, "case %d (%s):\n got %s\nwant %s", i, c.From, behaviour(got), behaviour(want))
+		default:
+			tally.Pass()
+		}
+	}
+	tally.Check(t, "istio/virtualservice_to_routes.json", 44, 40)
+}
+
+// routeAside says why a case is not run.
+func routeAside(c *routeCase, spec *networking.VirtualService, want string) string {
+	switch {
+	case c.NodeType != "sidecar":
+		return "ingress gateways"
+	case strings.Contains(want, "hash_policy"):
+		return "hash policies (from DestinationRules that are not in the record)"
+	case strings.Contains(want, "typed_per_filter_config"):
+		return "filters (stateful session, external processing)"
+	case strings.Contains(want, "dynamic_metadata"):
+		return "JWT claims as headers"
+	}
+	for _, h := range spec.GetHttp() {
+		switch {
+		case h.GetRedirect() != nil:
+			return "redirect"
+		case h.GetDirectResponse() != nil:
+			return "direct response"
+		case h.GetRewrite() != nil:
+			return "rewrite"
+		case h.GetHeaders() != nil:
+			return "header mutation"
+		}
+		for _, d := range h.GetRoute() {
+			if d.GetHeaders() != nil {
+				return "header mutation"
+			}
+		}
+	}
+	if strings.Contains(want, "path_separated_prefix") {
+		return "Gateway API path prefixes"
+	}
+	return ""
+}
+
+// routeServices gives a set in which destinations without a port have the one
+// that the record shows: the record leaves out the registry it was made with.
+func routeServices(spec *networking.VirtualService, want []*routev3.Route, ns string) *policy.Set {
+	set := &policy.Set{}
+	for _, r := range want {
+		for _, w := range clustersOf(r) {
+			n, err := ParseTrafficName(w.name)
+			if err != nil || strings.HasPrefix(n.Host, "*") || set.ServiceByHost(n.Host) != nil {
+				continue
+			}
+			all := append(set.Services, &policy.Service{Host: n.Host, Meta: policy.Meta{Namespace: ns}, Ports: []policy.Port{{Number: n.Port}}})
+			set = &policy.Set{Services: all}
+		}
+	}
+	return set
+}
+
+type weight struct {
+	name  string
+	share uint32
+}
+
+func clustersOf(r *routev3.Route) []weight {
+	if c := r.GetRoute().GetCluster(); c != "" {
+		return []weight{{c, 1}}
+	}
+	var out []weight
+	for _, w := range r.GetRoute().GetWeightedClusters().GetClusters() {
+		out = append(out, weight{w.GetName(), w.GetWeight().GetValue()})
+	}
+	return out
+}
+
+// behaviour writes what routes do, whatever way they say it.
+func behaviour(routes []*routev3.Route) string {
+	var b strings.Builder
+	for _, r := range routes {
+		m := proto.Clone(r.GetMatch()).(*routev3.RouteMatch)
+		if m.GetCaseSensitive().GetValue() {
+			m.CaseSensitive = nil // the default
+		}
+		var headers []string
+		for _, h := range m.GetHeaders() {
+			h.Name = strings.ToLower(h.Name)
+			headers = append(headers, protoText(h))
+		}
+		sort.Strings(headers)
+		m.Headers = nil
+		fmt.Fprintf(&b, "match %s %v ->", protoText(m), headers)
+		for _, w := range clustersOf(r) {
+			fmt.Fprintf(&b, " %s*%d", w.name, w.share)
+		}
+		a := r.GetRoute()
+		rp := a.GetRetryPolicy()
+		on := strings.Split(rp.GetRetryOn(), ",")
+		slices.Sort(on)
+		fmt.Fprintf(&b, " timeout=%v retry=%v n=%v codes=%v per=%v base=%v avoid=%d/%d\n", a.GetTimeout().AsDuration(), on,
+			rp.GetNumRetries().GetValue(), rp.GetRetriableStatusCodes(), rp.GetPerTryTimeout().AsDuration(),
+			rp.GetRetryBackOff().GetBaseInterval().AsDuration(), len(rp.GetRetryHostPredicate()), rp.GetHostSelectionRetryMaxAttempts())
+	}
+	return b.String()
+}
+
+func protoText(m proto.Message) string {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%q", b)
+}
+
+type clusterCase struct {
+	From     string          `json:"from"`
+	Policy   json.RawMessage `json:"traffic_policy"`
+	After    json.RawMessage `json:"cluster_after"`
+	Options  json.RawMessage `json:"http_protocol_options"`
+	Dir      string          `json:"direction"`
+	Port     uint32          `json:"port"`
+	Protocol string          `json:"port_protocol"`
+}
+
+// TestIstioClusters holds what a DestinationRule's traffic policy becomes against what istiod makes of it.
+func TestIstioClusters(t *testing.T) {
+	var file struct{ Cases []clusterCase }
+	conformance.Load(t, "istio/trafficpolicy_to_cluster.json", &file)
+	var tally conformance.Tally
+	for i, c := range file.Cases {
+		var tp *networking.TrafficPolicy
+		if len(c.Policy) > 0 {
+			tp = &networking.TrafficPolicy{}
+			if err := protojson.Unmarshal(c.Policy, tp); err != nil {
+				t.Fatalf("case %d: %v", i, err)
+			}
+		}
+		want := &clusterv3.Cluster{}
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(c.After, &fields); err != nil {
+			t.Fatal(err)
+		}
+		// TLS and cluster extensions are not compared, and name types that this program does not link.
+		for _, f := range []string{"transport_socket", "transport_socket_matches", "cluster_type", "typed_dns_resolver_config", "metadata"} {
+			delete(fields, f)
+		}
+		body, _ := json.Marshal(fields)
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, want); err != nil {
+			t.Fatalf("case %d: %v", i, err)
+		}
+		effective := effectivePolicy(tp, nil, c.Port)
+		if reason := clusterAside(&c, effective, string(c.After), string(c.Options)); reason != "" {
+			tally.SetAside(reason)
+			continue
+		}
+		b := &builder{view: NewView(nil), client: &Client{ID: "x"}}
+		got := &clusterv3.Cluster{}
+		if err := b.trafficPolicy(got, effective, c.Protocol, "case"); err != nil {
+			tally.Fail(t, "case %d (%s) %s: %v", i, c.From, c.Policy, err)
+			continue
+		}
+		if effective.GetConnectionPool().GetTcp().GetConnectTimeout() == nil {
+			// The mesh configuration of the recording decides, which it does not show.
+			want.ConnectTimeout = got.ConnectTimeout
+		}
+		wantOptions := &upstreamv3.HttpProtocolOptions{}
+		if len(c.Options) > 0 {
+			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(c.Options, wantOptions); err != nil {
+				t.Fatalf("case %d: %v", i, err)
+			}
+		}
+		gotOptions := &upstreamv3.HttpProtocolOptions{}
+		for _, a := range got.GetTypedExtensionProtocolOptions() {
+			if err := a.UnmarshalTo(gotOptions); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if g, w := limits(got, gotOptions), limits(want, wantOptions); g != w {
+			tally.Fail(t, "case %d (%s) %s:\n got %s\nwant %s", i, c.From, c.Policy, g, w)
+			continue
+		}
+		tally.Pass()
+	}
+	tally.Check(t, "istio/trafficpolicy_to_cluster.json", 25, 84)
+}
+
+func clusterAside(c *clusterCase, tp *networking.TrafficPolicy, after, options string) string {
+	pool := tp.GetConnectionPool()
+	switch {
+	case c.Dir != "outbound":
+		return "inbound clusters"
+	case tp.GetTls() != nil:
+		return "TLS settings"
+	case tp.GetLoadBalancer().GetConsistentHash() != nil:
+		return "consistent hash"
+	case tp.GetLoadBalancer().GetLocalityLbSetting() != nil:
+		return "locality load balancing"
+	case tp.GetLoadBalancer().GetWarmup() != nil, tp.GetLoadBalancer().GetWarmupDurationSecs() != nil:
+		return "warm-up"
+	case tp.GetLoadBalancer().GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH, strings.Contains(after, "ORIGINAL_DST"):
+		return "original destination"
+	case strings.Contains(after, "cluster_type"):
+		return "dynamic forward proxy"
+	case pool.GetTcp().GetTcpKeepalive() != nil:
+		return "TCP keepalive"
+	case pool.GetTcp().GetMaxConnectionDuration() != nil:
+		return "maximum connection duration"
+	case pool.GetHttp().GetHttp2KeepAlive() != nil:
+		return "HTTP/2 keepalive"
+	case pool.GetHttp().GetMaxConcurrentStreams() != 0:
+		return "HTTP/2 stream limit"
+	case pool.GetHttp().GetUseClientProtocol():
+		return "client protocol"
+	case tp.GetOutlierDetection().GetSplitExternalLocalOriginErrors():
+		return "outlier detection of local errors"
+	case tp.GetRetryBudget().GetBudgetInterval() != nil:
+		return "interval of the retry budget"
+	case strings.Contains(after, `"tcp_keepalive"`):
+		return "TCP keepalive of the mesh configuration"
+	}
+	return ""
+}
+
+// limits writes what a cluster enforces.
+func limits(c *clusterv3.Cluster, opts *upstreamv3.HttpProtocolOptions) string {
+	t := c.GetCircuitBreakers().GetThresholds()[0]
+	o := c.GetOutlierDetection()
+	common := opts.GetCommonHttpProtocolOptions()
+	return fmt.Sprintf("connect=%v perconn=%d idle=%v lb=%v panic=%v max=%d/%d/%d/%d budget=%s outlier=%s",
+		c.GetConnectTimeout().AsDuration(), common.GetMaxRequestsPerConnection().GetValue(), common.GetIdleTimeout().AsDuration(), c.GetLbPolicy(), c.GetCommonLbConfig().GetHealthyPanicThreshold().GetValue(),
+		t.GetMaxConnections().GetValue(), t.GetMaxPendingRequests().GetValue(), t.GetMaxRequests().GetValue(), t.GetMaxRetries().GetValue(),
+		protoText(t.GetRetryBudget()), protoText(o))
+}
