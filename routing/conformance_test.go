@@ -1,5 +1,7 @@
 package routing_test
 
+//lint:file-ignore SA1019 recorded cases use Envoy's deprecated fields.
+
 import (
 	"encoding/json"
 	"math/bits"

@@ -82,7 +82,7 @@ func TestAttemptsOfACall(t *testing.T) {
 	byStatus := make(map[string]uint64)
 	for _, p := range r.points(t, "http.client.request.duration") {
 		v := p.attrs["http.response.status_code"]
-		byStatus[v.Emit()] += p.count
+		byStatus[v.String()] += p.count
 	}
 	if byStatus["500"] != 2 || byStatus["200"] != 1 || len(byStatus) != 2 {
 		t.Errorf("attempts counted %v", byStatus)
@@ -105,7 +105,7 @@ func TestRetryForbidden(t *testing.T) {
 	got := make(map[string]int64)
 	for _, p := range r.points(t, "mesh.client.retries") {
 		v := p.attrs[keyOutcome]
-		got[v.Emit()] += p.value
+		got[v.String()] += p.value
 	}
 	if got["retried"] != 1 || got["limit"] != 1 || len(got) != 2 {
 		t.Errorf("retries %v", got)
@@ -169,7 +169,7 @@ func TestMeshCall(t *testing.T) {
 	found := false
 	for _, p := range r.points(t, "mesh.client.call.duration") {
 		v := p.attrs["error.type"]
-		found = found || v.Emit() == "no_route"
+		found = found || v.String() == "no_route"
 	}
 	if !found {
 		t.Error("the call without a route is not counted")

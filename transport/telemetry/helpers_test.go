@@ -129,8 +129,8 @@ func check(t testing.TB, what string, got map[attribute.Key]attribute.Value, wan
 	t.Helper()
 	for key, value := range want {
 		v, ok := got[attribute.Key(key)]
-		if (value == "") == ok || (ok && v.Emit() != value) {
-			t.Errorf("%s: %s = %q (present %v), want %q", what, key, v.Emit(), ok, value)
+		if (value == "") == ok || (ok && v.String() != value) {
+			t.Errorf("%s: %s = %q (present %v), want %q", what, key, v.String(), ok, value)
 		}
 	}
 }

@@ -1,5 +1,7 @@
 package policy
 
+//lint:file-ignore SA1019 Istio's deprecated fields are still written.
+
 import (
 	"fmt"
 	"net/http"

@@ -1,5 +1,7 @@
 package translate
 
+//lint:file-ignore SA1019 Istio's deprecated fields are still written.
+
 import (
 	"fmt"
 	"math"

@@ -1,5 +1,7 @@
 package bootstrap
 
+//lint:file-ignore SA1019 credentials.ProtocolInfo has ServerName until it goes.
+
 import (
 	"context"
 	"crypto/tls"

@@ -75,7 +75,7 @@ func Document(c *Config) ([]byte, error) {
 		if d.CertificateProviders == nil {
 			d.CertificateProviders = make(map[string]pluginJSON)
 		}
-		d.CertificateProviders[name] = pluginJSON{Plugin: p.Plugin, Config: p.Config}
+		d.CertificateProviders[name] = pluginJSON(p)
 	}
 	for name, a := range c.Authorities {
 		if d.Authorities == nil {
@@ -101,7 +101,7 @@ func servers(list []Server) []serverJSON {
 	for _, s := range list {
 		j := serverJSON{URI: s.URI, Features: s.Features.names()}
 		for _, c := range s.ChannelCreds {
-			j.Creds = append(j.Creds, credsJSON{Type: c.Type, Config: c.Config})
+			j.Creds = append(j.Creds, credsJSON(c))
 		}
 		out = append(out, j)
 	}

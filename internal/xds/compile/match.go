@@ -1,5 +1,7 @@
 package compile
 
+//lint:file-ignore SA1019 servers still send Envoy's deprecated fields.
+
 import (
 	"strings"
 

@@ -1,5 +1,7 @@
 package compile
 
+//lint:file-ignore SA1019 servers still send Envoy's deprecated fields.
+
 import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
