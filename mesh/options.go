@@ -89,7 +89,7 @@ func WithoutControlPlane() Option {
 // WithDefaultPolicy sets the policy for hosts that the mesh does not know. Default: DefaultPolicy.
 func WithDefaultPolicy(p Policy) Option {
 	return func(c *config) error {
-		if err := p.validate(); err != nil {
+		if err := errors.Join(p.validate(), p.grpc().Validate()); err != nil {
 			return fmt.Errorf("WithDefaultPolicy: %w", err)
 		}
 		c.policy = p
