@@ -143,10 +143,9 @@ func (m *Mesh) install(s *snapshot.Snapshot) {
 // events keeps the control plane's state for errors, and counts for telemetry.
 func (m *Mesh) events() client.Events {
 	return client.Events{
-		Connected: func(server, protocol string) {
+		Connected: func(string, string) {
 			m.trouble.Store(nil)
 			m.telemetry.XDSConnected(true)
-			m.log.Info("connected to the control plane", "server", server, "protocol", protocol)
 		},
 		Disconnected: func(server string, err error) {
 			if err == nil {
@@ -157,10 +156,7 @@ func (m *Mesh) events() client.Events {
 			m.telemetry.XDSConnected(false)
 		},
 		Update: func(typeURL, _, _ string) { m.telemetry.XDSUpdate(typeURL) },
-		NACK: func(server, typeURL, version string, err error) {
-			m.telemetry.XDSNack(typeURL)
-			m.log.Error("refused policy from the control plane", "server", server, "type", typeURL, "version", version, "error", err)
-		},
+		NACK:   func(_, typeURL, _ string, _ error) { m.telemetry.XDSNack(typeURL) },
 	}
 }
 
@@ -226,6 +222,12 @@ func (m *Mesh) Serve(ctx context.Context, address string, handler http.Handler) 
 	if err != nil {
 		return err
 	}
+	return m.ServeListener(ctx, lis, handler)
+}
+
+// ServeListener is Serve on a listener of Listen: for a port that the system
+// chooses, whose number is needed before requests come. It closes the listener.
+func (m *Mesh) ServeListener(ctx context.Context, lis net.Listener, handler http.Handler) error {
 	if err := meshhttp.Serve(ctx, lis, m.Handler(handler), m.config.drain); err != nil {
 		return fmt.Errorf("mesh: serving %s: %w", lis.Addr(), err)
 	}

@@ -170,12 +170,11 @@ func TestServeDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := lis.Addr().String()
-	lis.Close() // Serve listens itself; the port was only needed to know it
 	entered, leave := make(chan struct{}), make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() {
-		served <- m.Serve(ctx, address, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served <- m.ServeListener(ctx, lis, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			close(entered)
 			<-leave
 			_, _ = io.WriteString(w, r.Proto)
@@ -187,17 +186,14 @@ func TestServeDrains(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	answer := make(chan string, 1)
 	go func() {
-		for {
-			resp, err := (&http.Client{Transport: transport}).Get("http://" + address + "/")
-			if err != nil {
-				time.Sleep(5 * time.Millisecond) // until the server listens
-				continue
-			}
-			b, _ := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			answer <- string(b)
+		resp, err := (&http.Client{Transport: transport}).Get("http://" + address + "/")
+		if err != nil {
+			answer <- err.Error()
 			return
 		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		answer <- string(b)
 	}()
 	<-entered
 	cancel()
