@@ -15,6 +15,7 @@ const (
 	RouteTimeout               // the time limit of the whole request passed
 	Overflow                   // refused here: a circuit breaker threshold was reached
 	Cancelled                  // the caller gave up
+	LocalError                 // the caller's request can not be sent: an invalid header, a body that fails
 )
 
 var failureNames = [...]string{
@@ -27,6 +28,7 @@ var failureNames = [...]string{
 	RouteTimeout:       "route timeout",
 	Overflow:           "overflow",
 	Cancelled:          "cancelled",
+	LocalError:         "local error",
 }
 
 // String returns the failure in words, for messages.

@@ -104,7 +104,7 @@ func ResultOf(o *Outcome) Result {
 	switch o.Failure {
 	case ConnectFailure, Reset, ResetBeforeRequest, RefusedStream, PerTryTimeout, RouteTimeout:
 		return LocalFailure
-	case Overflow, Cancelled:
+	case Overflow, Cancelled, LocalError:
 		return NoResult
 	}
 	status := o.Status

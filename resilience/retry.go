@@ -154,8 +154,8 @@ var rateLimitedHeader = routing.NewHeaderName("x-envoy-ratelimited")
 // many retries are left, the budget and whether the request's body can be sent
 // again are the caller's to know.
 //
-// Overflow, the end of the whole request's time and the caller's cancellation
-// are never retried. A per-try timeout counts as a reset of a request that was sent.
+// Overflow, the end of the whole request's time, the caller's cancellation and
+// requests that can not be sent are never retried. A per-try timeout counts as a reset of a request that was sent.
 func (p *RetryPolicy) Retriable(o *Outcome) bool {
 	if o.Failure != NoFailure {
 		return p.On&retriedFailures(o.Failure) != 0

@@ -2,9 +2,11 @@ package meshhttp
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,15 +38,21 @@ func drain(b io.ReadCloser) {
 // because net/http has fast paths for the body types that it knows.
 type bodies struct {
 	request *http.Request
-	given   int     // bodies handed out
-	replay  *replay // nil where the body is sent as it is
-	retries bool
+	given   int      // bodies handed out
+	replay  *replay  // nil where the body is sent as it is
+	watched *watched // nil where nobody would blame an endpoint for the body's failure
 }
 
-func newBodies(req *http.Request, retries bool, limit int64) *bodies {
-	b := &bodies{request: req, retries: retries}
-	if retries && hasBody(req) && req.GetBody == nil && limit > 0 && req.ContentLength <= limit {
+func newBodies(req *http.Request, retries, watch bool, limit int64) *bodies {
+	b := &bodies{request: req}
+	if !hasBody(req) || req.GetBody != nil {
+		// A body that can be had again is of net/http's own kinds, as a rule: they do not fail.
+		return b
+	}
+	if retries && limit > 0 && req.ContentLength <= limit {
 		b.replay = newReplay(req.Body, limit)
+	} else if watch {
+		b.watched = &watched{ReadCloser: req.Body}
 	}
 	return b
 }
@@ -59,11 +67,29 @@ func (b *bodies) next() (io.ReadCloser, error) {
 		return b.request.Body, nil
 	case b.replay != nil:
 		return b.replay.reader(), nil
+	case b.watched != nil:
+		return b.watched, nil
 	case b.given == 1:
 		return b.request.Body, nil
-	default:
-		return b.request.GetBody()
 	}
+	body, err := b.request.GetBody()
+	if err != nil {
+		return nil, &requestError{fmt.Errorf("GetBody: %w", err)}
+	}
+	return body, nil
+}
+
+// failure returns the error of the caller's body, which is no fault of the endpoint's; nil if it did not fail.
+func (b *bodies) failure() error {
+	switch {
+	case b.replay != nil:
+		return b.replay.failure()
+	case b.watched != nil:
+		if err := b.watched.err.Load(); err != nil {
+			return *err
+		}
+	}
+	return nil
 }
 
 // again reports whether another attempt could have the whole body.
@@ -88,6 +114,29 @@ func (b *bodies) done() {
 	}
 }
 
+// watched is a body that remembers the error of a Read. Errors after Close are
+// the transport's doing, not the body's.
+type watched struct {
+	io.ReadCloser
+	closed atomic.Bool
+	err    atomic.Pointer[error]
+}
+
+// Read implements io.Reader.
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !w.closed.Load() {
+		w.err.Store(&err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (w *watched) Close() error {
+	w.closed.Store(true)
+	return w.ReadCloser.Close()
+}
+
 // replay keeps what has been read of a body, so that another attempt can read
 // it again. Readers of attempts that were given up may still be inside the
 // transport; only the newest one is given anything.
@@ -99,6 +148,7 @@ type replay struct {
 	source  io.ReadCloser
 	kept    []byte
 	end     error // what source ended with
+	failed  error // end, if it is neither io.EOF nor due to Close
 	reading bool  // a reader is inside source.Read, without mu
 	over    bool  // more was read than is kept
 	settled bool  // no other attempt will be made
@@ -133,6 +183,12 @@ func (r *replay) whole() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return !r.over
+}
+
+func (r *replay) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
 }
 
 func (r *replay) settle() {
@@ -175,6 +231,9 @@ func (v *replayReader) Read(p []byte) (int, error) {
 	n, err := r.source.Read(p)
 	r.mu.Lock()
 	r.reading, r.end = false, err
+	if err != nil && err != io.EOF && !v.closed && !r.closed {
+		r.failed = err
+	}
 	r.wake.Broadcast()
 	if r.newest != v {
 		// The newer reader has not seen these bytes: they are kept whatever the limit.

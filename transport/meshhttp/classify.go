@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
@@ -52,7 +54,6 @@ func (x *exchange) classify(err error) {
 	x.outcome.Status, x.outcome.Header, x.outcome.GRPC = 0, nil, -1
 	x.outcome.Err = err
 	var limit *outbound.LimitError
-	var stream streamError
 	var dial *dialError
 	switch {
 	case errors.As(err, &limit):
@@ -62,10 +63,13 @@ func (x *exchange) classify(err error) {
 	case x.try != nil && x.try.passed.Load():
 		x.outcome.Failure = resilience.PerTryTimeout
 		x.outcome.Err = &outbound.TimeoutError{Place: x.place(), Limit: "per_try_timeout", After: x.try.limit}
+	case x.unsendable(err):
+		x.outcome.Failure = resilience.LocalError
+		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
 	case errors.As(err, &dial) || handshakeError(err):
 		x.outcome.Failure = resilience.ConnectFailure
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
-	case errors.As(err, &stream) && stream.Code == refusedStream, goneAway(err):
+	case refused(err):
 		x.outcome.Failure = resilience.RefusedStream
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
 	default:
@@ -77,6 +81,49 @@ func (x *exchange) classify(err error) {
 	}
 }
 
+// requestError marks an error that is the request's own.
+type requestError struct{ err error }
+
+func (e *requestError) Error() string { return e.err.Error() }
+func (e *requestError) Unwrap() error { return e.err }
+
+// unsendable reports whether the attempt failed because of the caller's
+// request: a header or method that HTTP does not allow, a body that fails or
+// has another length than it says. Endpoints must not be blamed for it, and
+// another attempt would fail as well. It is asked only of failed attempts.
+func (x *exchange) unsendable(err error) bool {
+	var own *requestError
+	if errors.As(err, &own) || x.bodies != nil && x.bodies.failure() != nil {
+		return true
+	}
+	req := x.request
+	if req.Header == nil || req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method) {
+		return true
+	}
+	for _, h := range []http.Header{req.Header, req.Trailer} {
+		for name, values := range h {
+			if !httpguts.ValidHeaderFieldName(name) {
+				return true
+			}
+			for _, v := range values {
+				if !httpguts.ValidHeaderFieldValue(v) {
+					return true
+				}
+			}
+		}
+	}
+	// The innermost error is net/http's own: outer ones may quote what a server has sent.
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner
+	}
+	for _, text := range []string{"http: ContentLength=", "http: Request.ContentLength=", "http: invalid Host header", "http2: request body "} {
+		if strings.HasPrefix(err.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
+
 // handshakeError reports whether TLS did not come about, so that no request was sent.
 func handshakeError(err error) bool {
 	var certificate *tls.CertificateVerificationError
@@ -86,11 +133,21 @@ func handshakeError(err error) bool {
 		err.Error() == "net/http: TLS handshake timeout"
 }
 
-// goneAway reports whether a GOAWAY says that the peer did not process the
-// request. net/http has only a text for it, and sends such a request again by
-// itself where it can.
-func goneAway(err error) bool {
-	return strings.Contains(err.Error(), "http2: Transport received Server's graceful shutdown GOAWAY")
+// refused reports whether the peer says that it did not process the request: by
+// REFUSED_STREAM, or by a GOAWAY that leaves the request's stream out. net/http
+// sends such a request again by itself where it can. Where it can not, because
+// the body can not be had again, it has only a text for the reason, and for
+// GOAWAY it has only a text anyway. Texts are compared from their beginning:
+// further on an error may quote what the server has sent.
+func refused(err error) bool {
+	var stream streamError
+	if errors.As(err, &stream) {
+		return stream.Code == refusedStream
+	}
+	text, _ := strings.CutPrefix(err.Error(), "http2: Transport: cannot retry err [")
+	return strings.HasPrefix(text, "http2: Transport received Server's graceful shutdown GOAWAY") ||
+		strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:") ||
+		strings.HasPrefix(text, "stream error: ") && strings.Contains(text, "; REFUSED_STREAM; ")
 }
 
 // grpcStatus returns the grpc-status of a trailers-only gRPC response, or -1.

@@ -266,8 +266,9 @@ func TestRefusedForEver(t *testing.T) {
 					w.plain.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
 						ours, theirs := net.Pipe()
 						go func() {
-							defer theirs.Close()
-							rawHTTP2(reset(http2.ErrCodeRefusedStream))(0, buffered(theirs))
+							conn := buffered(theirs)
+							rawHTTP2(reset(http2.ErrCodeRefusedStream))(0, conn)
+							conn.Close()
 						}()
 						return ours, nil
 					}
@@ -299,13 +300,11 @@ func TestRefusedForEver(t *testing.T) {
 }
 
 // buffered lets the peer of a pipe write without waiting for its reader.
-func buffered(conn net.Conn) net.Conn {
+func buffered(conn net.Conn) *bufferedConn {
 	b := &bufferedConn{Conn: conn, out: make(chan []byte, 1024)}
 	go func() {
 		for p := range b.out {
-			if _, err := conn.Write(p); err != nil {
-				return
-			}
+			_, _ = conn.Write(p)
 		}
 	}()
 	return b
@@ -314,6 +313,11 @@ func buffered(conn net.Conn) net.Conn {
 type bufferedConn struct {
 	net.Conn
 	out chan []byte
+}
+
+func (b *bufferedConn) Close() error {
+	close(b.out)
+	return b.Conn.Close()
 }
 
 func (b *bufferedConn) Write(p []byte) (int, error) {
@@ -354,6 +358,7 @@ func TestBrokenBodies(t *testing.T) {
 				w.route.Retry = retryOn(t, "5xx,reset,refused-stream,connect-failure", 3)
 				only(rawServer(t, c.serve))(w)
 			})
+			w.rebuild(t, rec, NewWire)
 			code, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
 			if err == nil || code != 200 || body != "part" {
 				t.Errorf("%d %q %v, want what came and an error", code, body, err)

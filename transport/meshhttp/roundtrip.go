@@ -85,6 +85,7 @@ type exchange struct {
 	gate    *gate        // that the present attempt has entered
 	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
 
+	bodies   *bodies       // the request's; nil once there is a response
 	body     io.ReadCloser // the response's
 	finished atomic.Bool
 }
@@ -126,10 +127,15 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 // attempts sends the request until a response or error is the caller's.
 func (x *exchange) attempts() (*http.Response, error) {
 	policy := x.call.Retry()
-	bodies := newBodies(x.request, policy != nil, x.rt.options.Replay)
-	defer bodies.done()
+	config := x.call.Cluster()
+	bodies := newBodies(x.request, policy != nil, config.Outlier != nil || config.Breaker != nil, x.rt.options.Replay)
+	x.bodies = bodies
+	defer func() {
+		bodies.done()
+		x.bodies = nil
+	}()
 	for {
-		resp, err := x.attempt(bodies, policy)
+		resp, err := x.attempt(policy)
 		if err != nil {
 			return nil, err
 		}
@@ -164,7 +170,7 @@ func (x *exchange) attempts() (*http.Response, error) {
 
 // attempt sends the request once. An error means that nothing was sent and
 // nothing more shall be; a failure on the wire is in x.outcome.
-func (x *exchange) attempt(bodies *bodies, policy *resilience.RetryPolicy) (*http.Response, error) {
+func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, error) {
 	x.outcome = resilience.Outcome{GRPC: -1}
 	if err := x.call.Begin(); err != nil {
 		x.outcome.Failure = resilience.Overflow
@@ -187,7 +193,7 @@ func (x *exchange) attempt(bodies *bodies, policy *resilience.RetryPolicy) (*htt
 		x.written = written
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
 	}
-	resp, err := x.send(ctx, bodies)
+	resp, err := x.send(ctx)
 	if err != nil {
 		x.classify(err)
 	} else {
@@ -205,8 +211,8 @@ func (x *exchange) attempt(bodies *bodies, policy *resilience.RetryPolicy) (*htt
 }
 
 // send puts the attempt on the wire.
-func (x *exchange) send(ctx context.Context, bodies *bodies) (*http.Response, error) {
-	body, err := bodies.next()
+func (x *exchange) send(ctx context.Context) (*http.Response, error) {
+	body, err := x.bodies.next()
 	if err != nil {
 		return nil, err
 	}

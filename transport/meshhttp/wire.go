@@ -96,6 +96,7 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 	t := newTransport(w.config)
 	t.ForceAttemptHTTP2 = true
 	t.TLSClientConfig = clientTLS(name)
+	t.DialTLSContext = markDialErrors(dialTLS(t.DialContext, t.TLSClientConfig, w.config.ConnectTimeout))
 	if w.retired {
 		t.DisableKeepAlives = true
 	}
@@ -103,11 +104,20 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 	return t
 }
 
-// Retire implements outbound.Wire.
+// Retire implements outbound.Wire. An HTTP/2 connection whose last stream has
+// just ended, or not yet, does not count as idle: so it looks again later. What
+// is busy still longer closes when it has been idle for its time.
 func (w *wire) Retire() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.retired = true
+	w.mu.Unlock()
+	w.closeIdle()
+	for _, later := range []time.Duration{50 * time.Millisecond, time.Second, 10 * time.Second} {
+		time.AfterFunc(later, w.closeIdle)
+	}
+}
+
+func (w *wire) closeIdle() {
 	w.plain.(*http.Transport).CloseIdleConnections()
 	w.tls.Range(func(_, t any) bool {
 		t.(*http.Transport).CloseIdleConnections()

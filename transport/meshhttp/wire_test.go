@@ -198,13 +198,18 @@ func newSecureWorld(t *testing.T, host string, rec *recorder, newWire func(*snap
 	t.Helper()
 	w := newWorld(t, ClientOptions{Observer: rec}, only(address))
 	w.snap.Hosts[host+":443"] = &snapshot.Host{Name: host + ":443", VirtualHost: w.snap.Hosts["svc:80"].VirtualHost}
-	w.engine.Close()
-	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: newWire, PolicyWait: time.Second})
-	w.engine.Install(w.snap)
-	rt := NewRoundTripper(w.engine, ClientOptions{Observer: rec})
-	w.client = &http.Client{Transport: rt}
-	t.Cleanup(w.engine.Close)
+	w.rebuild(t, rec, newWire)
 	return w
+}
+
+// rebuild gives the world an engine that has the observer and the wires.
+func (w *world) rebuild(t *testing.T, rec *recorder, newWire func(*snapshot.Cluster) outbound.Wire) {
+	t.Helper()
+	w.engine.Close()
+	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: newWire, PolicyWait: time.Second, Observer: rec})
+	w.engine.Install(w.snap)
+	w.client = &http.Client{Transport: NewRoundTripper(w.engine, ClientOptions{Observer: rec})}
+	t.Cleanup(w.engine.Close)
 }
 
 // TestTLSToAnEndpoint: the endpoint is dialled by its address, while name
@@ -320,7 +325,8 @@ func (c *connections) wait(t *testing.T, open int) {
 }
 
 // TestRetire: when a cluster is gone, or its connection settings have changed,
-// idle connections close at once and busy ones when their request is done.
+// idle connections close at once and busy ones when their request is done; with
+// HTTP/2 when they have then been idle for as long as policy lets them.
 func TestRetire(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -342,7 +348,11 @@ func TestRetire(t *testing.T) {
 	} {
 		for _, busy := range []bool{false, true} {
 			t.Run(c.name+map[bool]string{false: ", idle", true: ", busy"}[busy], func(t *testing.T) {
-				w := newWorld(t, ClientOptions{}, func(w *world) { w.cluster.HTTP2 = c.h2 })
+				w := newWorld(t, ClientOptions{}, func(w *world) {
+					if w.cluster.HTTP2 = c.h2; c.h2 && busy {
+						w.cluster.IdleTimeout = 20 * time.Millisecond
+					}
+				})
 				count := &connections{}
 				server := httptest.NewUnstartedServer(status(200, "ok"))
 				server.Config.Protocols = new(http.Protocols)

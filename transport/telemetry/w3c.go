@@ -43,27 +43,30 @@ func parseTraceparent(s string) (c trace.SpanContextConfig, ok bool) {
 	return c, c.TraceID.IsValid() && c.SpanID.IsValid()
 }
 
+// hexDigits is the value of each lower-case hexadecimal digit, and 0xff for
+// every other byte.
+var hexDigits = func() (table [256]byte) {
+	for i := range table {
+		table[i] = 0xff
+	}
+	for i, c := range "0123456789abcdef" {
+		table[c] = byte(i)
+	}
+	return table
+}()
+
 // unhex reads lower-case hexadecimal digits, two for each byte of to.
 func unhex(to []byte, s string) bool {
+	if len(s) < 2*len(to) {
+		return false
+	}
+	var bad byte
 	for i := range to {
-		high, low := digit(s[2*i]), digit(s[2*i+1])
-		if high > 15 || low > 15 {
-			return false
-		}
+		high, low := hexDigits[s[2*i]], hexDigits[s[2*i+1]]
+		bad |= high | low
 		to[i] = high<<4 | low
 	}
-	return true
-}
-
-func digit(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
-	default:
-		return 0xff
-	}
+	return bad <= 15
 }
 
 // formatTraceparent writes version 00.
