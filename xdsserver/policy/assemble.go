@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
 )
 
 // assemble builds the set of what is in force, and says what of it has no effect.
@@ -27,6 +28,12 @@ func (b *build) assemble() (*Set, []Problem) {
 			set.DestinationRules = append(set.DestinationRules, &DestinationRule{o.Meta, spec})
 		case *networking.WorkloadEntry:
 			set.Workloads = append(set.Workloads, workload(o.Meta, spec))
+		case *security.PeerAuthentication:
+			set.PeerAuthentications = append(set.PeerAuthentications, &PeerAuthentication{o.Meta, spec})
+		case *security.AuthorizationPolicy:
+			set.AuthorizationPolicies = append(set.AuthorizationPolicies, &AuthorizationPolicy{o.Meta, spec})
+		case *security.RequestAuthentication:
+			set.RequestAuthentications = append(set.RequestAuthentications, &RequestAuthentication{o.Meta, spec})
 		case *KubernetesService:
 			host := FQDN(o.Name, o.Namespace)
 			hosts[host] = o

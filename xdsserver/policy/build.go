@@ -16,6 +16,9 @@ type Result struct {
 	// Problems of all files, by file and line.
 	Problems []Problem
 	good     map[Ref]*Object // the objects in force
+	// blind has the files of which nothing was ever known, not even what was in force
+	// from them before this process began.
+	blind map[string]bool
 }
 
 // Failed reports whether there is an error among the problems.
@@ -42,13 +45,22 @@ func (r *Result) Security() error {
 // input loses nothing: an object that is refused keeps the state it had in previous,
 // and so does everything that came from a file which can not be read in full. An
 // object is gone when its file, read in full, does not have it any more.
-func Build(files []*File, previous *Result) *Result {
+//
+// It is Options{}.Build: access policy is not enforced.
+func Build(files []*File, previous *Result) *Result { return Options{}.Build(files, previous) }
+
+// Build is the function Build for a server with these options.
+func (o Options) Build(files []*File, previous *Result) *Result {
 	b := &build{
 		claims: make(map[Ref]*Object), good: make(map[Ref]*Object),
-		old: make(map[Ref]*Object), restored: make(map[Ref]bool),
+		old: make(map[Ref]*Object), restored: make(map[Ref]bool), blind: make(map[string]bool),
 	}
 	if previous != nil {
 		b.old = previous.good
+	}
+	if !o.AccessEnforced {
+		b.old = maps.Clone(b.old)
+		maps.DeleteFunc(b.old, func(ref Ref, _ *Object) bool { return newAccessSpec[ref.Kind] != nil })
 	}
 	for _, ref := range sortedRefs(b.old) {
 		if _, ok := b.old[ref].Spec.(*networking.DestinationRule); ok {
@@ -58,20 +70,32 @@ func Build(files []*File, previous *Result) *Result {
 	files = slices.Clone(files)
 	slices.SortStableFunc(files, func(x, y *File) int { return strings.Compare(x.Name, y.Name) })
 	for _, f := range files {
-		b.problems = append(b.problems, f.Problems...)
-		for _, o := range f.Objects {
-			b.claim(o)
+		for _, p := range f.Problems {
+			if !p.gate || !o.AccessEnforced {
+				b.problems = append(b.problems, p)
+			}
+		}
+		for _, object := range f.Objects {
+			b.claim(object)
 		}
 	}
+	if o.AccessEnforced {
+		b.claimAccess(files)
+	}
 	for _, f := range files {
-		if f.Partial {
-			b.keepFrom(f.Name)
+		if f.Partial || o.AccessEnforced && len(f.unknown) > 0 {
+			kept := b.keepFrom(f.Name)
+			if o.AccessEnforced {
+				b.doubt(f, kept, previous)
+			}
 		}
 	}
 	set := b.settle()
 	b.relate(set)
+	b.relateAccess(set)
+	set.Broken = b.broken
 	sortProblems(b.problems)
-	return &Result{Set: set, Problems: b.problems, good: b.good}
+	return &Result{Set: set, Problems: b.problems, good: b.good, blind: b.blind}
 }
 
 type build struct {
@@ -80,6 +104,8 @@ type build struct {
 	old      map[Ref]*Object // what was in force before
 	oldRules []Ref           // the DestinationRules of old, sorted
 	restored map[Ref]bool    // rules put back because a route needs them
+	broken   []Broken        // what withholds inbound listeners
+	blind    map[string]bool // as in Result
 	problems []Problem
 }
 
@@ -109,8 +135,9 @@ func (b *build) claim(o *Object) {
 	}
 }
 
-// keepFrom keeps in force what came from a file, or from a folder, before.
-func (b *build) keepFrom(name string) {
+// keepFrom keeps in force what came from a file, or from a folder, before, and returns
+// how many access objects it has kept.
+func (b *build) keepFrom(name string) (access int) {
 	for _, ref := range sortedRefs(b.old) {
 		old := b.old[ref]
 		from := old.At.File
@@ -119,14 +146,18 @@ func (b *build) keepFrom(name string) {
 		}
 		if _, claimed := b.claims[ref]; !claimed {
 			b.good[ref] = old
+			if newAccessSpec[ref.Kind] != nil {
+				access++
+			}
 			b.problems = append(b.problems, Problem{
 				At: Position{File: name}, Object: ref, Severity: Notice, Message: "the version accepted before stays in force",
 			})
 		}
 	}
+	return access
 }
 
-func sortedRefs(m map[Ref]*Object) []Ref {
+func sortedRefs[T any](m map[Ref]T) []Ref {
 	return slices.SortedFunc(maps.Keys(m), func(x, y Ref) int {
 		return cmp.Or(strings.Compare(x.Kind, y.Kind), strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Name, y.Name))
 	})

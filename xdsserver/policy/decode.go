@@ -21,7 +21,15 @@ type decoder struct {
 	file     string
 	ref      Ref
 	lines    map[string]int // field path -> line
+	hollow   []hollow
 	problems []Problem
+}
+
+// hollow is a field that is given, but holds nothing: null, or a list or mapping
+// without entries. Protobuf can not tell it from one that is not given.
+type hollow struct {
+	field string
+	null  bool
 }
 
 func (d *decoder) errorf(line int, field, format string, args ...any) {
@@ -75,8 +83,11 @@ func (d *decoder) message(v *value, m protoreflect.Message, path string) {
 		}
 		at = join(path, fd.JSONName())
 		d.lines[at] = e.line
-		if e.val.isNull() {
-			continue
+		if null := e.val.isNull(); null || e.val.kind != scalarValue && len(e.val.items)+len(e.val.keys) == 0 {
+			d.hollow = append(d.hollow, hollow{at, null})
+			if null {
+				continue
+			}
 		}
 		slot := fd.FullName()
 		if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
@@ -107,6 +118,8 @@ func (d *decoder) field(v *value, m protoreflect.Message, fd protoreflect.FieldD
 				continue
 			}
 			switch {
+			case out.Has(key):
+				d.errorf(e.line, in, "%s is given twice", key)
 			case e.val.isNull() && fd.MapValue().Message() == nil:
 				d.errorf(e.line, in, "must have a value")
 			case e.val.isNull():

@@ -13,7 +13,8 @@ const (
 	// DomainSuffix is what a short host name gets after its namespace.
 	DomainSuffix = "svc.cluster.local"
 	// RootNamespace is the namespace whose DestinationRules apply to every client
-	// that finds none nearer (Istio's default root namespace).
+	// that finds none nearer, and whose access policy applies to every workload (Istio's
+	// default root namespace).
 	RootNamespace = "istio-system"
 	// DefaultNamespace is that of an object which names none.
 	DefaultNamespace = "default"
@@ -35,6 +36,7 @@ type index struct {
 	workloads map[string]map[string][]*Workload
 	rules     map[string]hostMap[*DestinationRule] // by namespace
 	virtual   hostMap[*VirtualService]
+	access    accessIndex
 }
 
 // hostMap finds policy objects by host, in the order they were added.
@@ -155,6 +157,7 @@ func (s *Set) lookup() *index {
 			}
 		}
 		x.virtual.done()
+		x.access = newAccessIndex(s)
 		s.index = x
 	})
 	return s.index

@@ -1,5 +1,5 @@
-// Package policy reads and checks what a mesh is told: Istio's traffic objects, SMI
-// TrafficSplits and Kubernetes Services.
+// Package policy reads and checks what a mesh is told: Istio's traffic and access
+// objects, SMI TrafficSplits and Kubernetes Services.
 //
 // Parse turns a file into objects and problems, each with its line. Build puts the
 // objects of all files together into a Set, which is what the translation reads, and
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
 )
 
 // Position is a place in a policy file.
@@ -89,6 +90,24 @@ type Workload struct {
 	ServiceAccount string
 }
 
+// PeerAuthentication is an Istio PeerAuthentication: which connections a workload takes.
+type PeerAuthentication struct {
+	Meta
+	Spec *security.PeerAuthentication
+}
+
+// AuthorizationPolicy is an Istio AuthorizationPolicy: which requests a workload takes.
+type AuthorizationPolicy struct {
+	Meta
+	Spec *security.AuthorizationPolicy
+}
+
+// RequestAuthentication is an Istio RequestAuthentication: whose tokens a workload takes.
+type RequestAuthentication struct {
+	Meta
+	Spec *security.RequestAuthentication
+}
+
 // Set is all policy in force. It is immutable: its methods build an index on first
 // use and are safe for concurrent use; a Set must not be copied after that.
 type Set struct {
@@ -98,6 +117,13 @@ type Set struct {
 	DestinationRules []*DestinationRule // by precedence: oldest first, then name, then namespace
 	Services         []*Service         // no two have the same host
 	Workloads        []*Workload        // without the endpoints listed in a ServiceEntry
+
+	// Access objects, by precedence: oldest first, then name, then namespace.
+	PeerAuthentications    []*PeerAuthentication
+	AuthorizationPolicies  []*AuthorizationPolicy
+	RequestAuthentications []*RequestAuthentication
+	// Broken has what restricts access but can not be put in force: see Withheld.
+	Broken []Broken
 
 	once  sync.Once
 	index *index

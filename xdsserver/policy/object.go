@@ -16,10 +16,14 @@ type Object struct {
 	Meta
 	// Spec is nil where it could not be read at all; otherwise one of
 	// *networking.VirtualService (also for a TrafficSplit), *networking.DestinationRule,
-	// *networking.ServiceEntry, *networking.WorkloadEntry and *KubernetesService.
+	// *networking.ServiceEntry, *networking.WorkloadEntry, *KubernetesService and, of
+	// access objects, *security.PeerAuthentication, *security.AuthorizationPolicy and
+	// *security.RequestAuthentication.
 	Spec  any
 	lines map[string]int
 	bad   bool // it has an error of its own
+
+	problems []Problem // of an access object; those of others are the file's
 }
 
 // position returns where a field of the object is given.
@@ -29,19 +33,25 @@ func (o *Object) position(field string) Position {
 
 // File is what one file of policy says.
 type File struct {
-	Name    string
+	Name string
+	// Objects without those that restrict access.
 	Objects []*Object
 	// Problems of the file and of its objects by themselves.
 	Problems []Problem
 	// Partial: a part of the file could not be read, and nobody knows which objects
 	// are in it. What came from this file before stays in force.
 	Partial bool
+
+	access  []*Object // access objects that say which they are
+	unknown []Broken  // documents that restrict access, or seem to, and do not
+	unread  bool      // nothing of it is known, not even its text
+	lost    bool      // while it is parsed: something in the text at hand makes no object
 }
 
 // Unreadable is a file, or a folder, that is there but can not be read. Objects that
 // came from it, or from files in it, stay in force.
 func Unreadable(name string, err error) *File {
-	return &File{Name: name, Partial: true, Problems: []Problem{{
+	return &File{Name: name, Partial: true, unread: true, Problems: []Problem{{
 		At: Position{File: name}, Message: err.Error(),
 	}}}
 }
@@ -100,8 +110,8 @@ var accessGroups = []string{istioSecurity, "access.smi-spec.io", "policy.linkerd
 func Parse(name string, data []byte) *File {
 	f := &File{Name: name}
 	if len(data) > MaxFileSize {
-		f.Partial = true
-		f.fail(0, "file has %d bytes; at most %d are read", len(data), MaxFileSize)
+		f.lose(0, "file has %d bytes; at most %d are read", len(data), MaxFileSize)
+		f.suspect(data, 1)
 		return f
 	}
 	if len(strings.TrimSpace(string(data))) == 0 {
@@ -118,13 +128,16 @@ func Parse(name string, data []byte) *File {
 		chunks = []chunk{{text: data}}
 	}
 	for _, c := range chunks {
+		f.lost = false
 		docs, bad := readDocuments(c)
 		for _, doc := range docs {
 			f.document(doc, 0)
 		}
 		if bad != nil {
-			f.Partial = true
-			f.fail(bad.line, "%s", bad.text)
+			f.lose(bad.line, "%s", bad.text)
+		}
+		if f.lost {
+			f.suspect(c.text, c.before+1)
 		}
 	}
 	return f
@@ -132,6 +145,12 @@ func Parse(name string, data []byte) *File {
 
 func (f *File) fail(line int, format string, args ...any) {
 	f.Problems = append(f.Problems, Problem{At: Position{f.Name, line}, Message: fmt.Sprintf(format, args...)})
+}
+
+// lose is fail for a text that may hold objects which nobody knows.
+func (f *File) lose(line int, format string, args ...any) {
+	f.Partial, f.lost = true, true
+	f.fail(line, format, args...)
 }
 
 func splitAPIVersion(s string) (group, version string) {
@@ -144,18 +163,21 @@ func splitAPIVersion(s string) (group, version string) {
 // document reads one document, which may be a list of objects.
 func (f *File) document(v *value, depth int) {
 	if v.kind != mapValue {
-		f.Partial = true
-		f.fail(v.line, "a document must be a mapping with apiVersion and kind, is %s", kindNames[v.kind])
+		f.lose(v.line, "a document must be a mapping with apiVersion and kind, is %s", kindNames[v.kind])
 		return
 	}
 	apiVersion, ok1 := v.get("apiVersion").str()
 	kind, ok2 := v.get("kind").str()
 	if !ok1 || !ok2 || apiVersion == "" || kind == "" {
-		f.Partial = true
+		restricts := strings.HasPrefix(apiVersion, istioSecurity+"/") || newAccessSpec[kind] != nil
+		f.Partial, f.lost = true, f.lost || !restricts
 		for _, key := range []string{"apiVersion", "kind"} {
 			if text, ok := v.get(key).str(); !ok || text == "" {
 				f.fail(v.line, "%s: required%s", key, suggestKey(v, key))
 			}
+		}
+		if restricts {
+			f.headless(v, kind)
 		}
 		return
 	}
@@ -172,11 +194,7 @@ func (f *File) document(v *value, depth int) {
 
 	switch {
 	case slices.Contains(accessGroups, group):
-		d.errorf(v.get("kind").line, "", "objects of %s say who may call whom, which this server does not enforce: it does not serve a folder that holds one", group)
-		for i := range d.problems {
-			d.problems[i].Security = true
-		}
-		f.Problems = append(f.Problems, d.problems...)
+		f.accessObject(v, o, d, group, version)
 		return
 	case slices.Contains(skipped[group], kind):
 		f.Problems = append(f.Problems, Problem{
@@ -187,7 +205,7 @@ func (f *File) document(v *value, depth int) {
 		if !slices.Contains([]string{"v1", "v1beta1", "v1alpha3"}, version) {
 			d.errorf(v.get("apiVersion").line, "apiVersion", "version %s of %s is not known: use v1, v1beta1 or v1alpha3", version, group)
 		}
-		d.istio(v, o)
+		d.istio(v, o, newSpec[kind]())
 	case group == "" && kind == "Service":
 		if version != "v1" {
 			d.errorf(v.get("apiVersion").line, "apiVersion", "a Service has apiVersion v1")
@@ -204,6 +222,11 @@ func (f *File) document(v *value, depth int) {
 			why = "this kind of object is not known" + suggest(kind, knownKinds())
 		}
 		d.errorf(v.get("kind").line, "kind", "%s %s: %s", apiVersion, kind, why)
+		if newAccessSpec[kind] != nil {
+			// Its group is misspelt, and with it what restricts access.
+			o.problems = d.problems
+			f.unknown = append(f.unknown, brokenObject(o))
+		}
 		f.Problems = append(f.Problems, d.problems...)
 		return
 	}
@@ -223,6 +246,9 @@ func knownKinds() []string {
 	for k := range newSpec {
 		kinds = append(kinds, k)
 	}
+	for k := range newAccessSpec {
+		kinds = append(kinds, k)
+	}
 	slices.Sort(kinds)
 	return kinds
 }
@@ -238,7 +264,7 @@ func suggestKey(v *value, want string) string {
 
 func (f *File) list(v *value, depth int) {
 	if depth > 0 {
-		f.fail(v.line, "items: a List may not hold a List")
+		f.lose(v.line, "items: a List may not hold a List")
 		return
 	}
 	for _, e := range v.keys {
@@ -249,23 +275,20 @@ func (f *File) list(v *value, depth int) {
 				continue
 			}
 			if e.val.kind != listValue {
-				f.Partial = true
-				f.fail(e.val.line, "items: must be a list, is %s", kindNames[e.val.kind])
+				f.lose(e.val.line, "items: must be a list, is %s", kindNames[e.val.kind])
 				continue
 			}
 			for _, item := range e.val.items {
 				f.document(item, depth+1)
 			}
 		default:
-			f.Partial = true
-			f.fail(e.line, "%s: unknown field", e.key)
+			f.lose(e.line, "%s: unknown field", e.key)
 		}
 	}
 }
 
 // istio reads the spec of one of Istio's objects and checks it.
-func (d *decoder) istio(v *value, o *Object) {
-	spec := newSpec[o.Kind]()
+func (d *decoder) istio(v *value, o *Object, spec proto.Message) {
 	o.Spec = spec
 	for _, e := range v.keys {
 		switch e.key {

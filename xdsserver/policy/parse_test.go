@@ -411,5 +411,47 @@ func FuzzParse(f *testing.F) {
 		if third := Build([]*File{file}, first); len(texts(third.Problems)) < len(texts(first.Problems)) {
 			t.Errorf("the same file has fewer problems the second time: %q, %q", texts(first.Problems), texts(third.Problems))
 		}
+		fuzzAccess(t, file, half)
 	})
+}
+
+// fuzzAccess checks what must hold of any file where access policy is enforced.
+func fuzzAccess(t *testing.T, file, half *File) {
+	first := on.Build([]*File{file}, nil)
+	for _, o := range file.access {
+		if inForce := first.good[o.Ref()]; inForce != nil && !inForce.bad {
+			continue
+		}
+		var labels map[string]string
+		if spec, ok := o.Spec.(accessSpec); ok {
+			labels = spec.GetSelector().GetMatchLabels()
+		}
+		if o.Kind == "PeerAuthentication" && o.Namespace == RootNamespace && len(labels) > 0 {
+			continue // has no effect
+		}
+		if _, withheld := first.Set.Withheld(labels, o.Namespace); !withheld {
+			t.Errorf("%s is neither in force nor withheld: %q", o.Ref(), texts(first.Problems))
+		}
+	}
+	state, err := first.AccessState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored, err := RestoreAccess(state)
+	if err != nil {
+		t.Fatalf("%v: %s", err, state)
+	}
+	for _, previous := range []*Result{first, restored} {
+		again := on.Build([]*File{file}, previous)
+		if !slices.Equal(accessInForce(again.Set), accessInForce(first.Set)) {
+			t.Errorf("in force %q, then %q", accessInForce(first.Set), accessInForce(again.Set))
+		}
+		kept := on.Build([]*File{half}, previous)
+		if !slices.Equal(accessInForce(kept.Set), accessInForce(first.Set)) {
+			t.Errorf("a file that can not be read took access policy away: %q, then %q", accessInForce(first.Set), accessInForce(kept.Set))
+		}
+		if later, err := kept.AccessState(); err != nil || string(later) != string(state) {
+			t.Errorf("state %s, then %s: %v", state, later, err)
+		}
+	}
 }

@@ -58,6 +58,8 @@ type Problem struct {
 	// Security marks an object that says who may call whom. It is not enforced, so
 	// nothing may be served as if it were: see Result.Security.
 	Security bool
+	// gate marks what is said only where access policy is not enforced: see Options.
+	gate bool
 }
 
 // String is "file:line: Kind namespace/name: field: message", with "warning: " or

@@ -2,12 +2,14 @@ package policy
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
 )
 
 // treatment says what the mesh does with a field of Istio's API.
@@ -89,6 +91,34 @@ var treatments = map[string]map[treatment]string{
 		partly:   "address",
 		harmless: "network", // endpoints are reached directly
 	},
+	"type.WorkloadSelector":        {enforced: "matchLabels"},
+	"PeerAuthentication":           {enforced: "selector mtls portLevelMtls"},
+	"PeerAuthentication.MutualTLS": {enforced: "mode"},
+	"AuthorizationPolicy": {
+		enforced: "selector rules",
+		partly:   "action",
+		// They attach to gateways and waypoints, and to what a mesh's configuration defines.
+		refused: "targetRef targetRefs provider",
+	},
+	"Rule":      {enforced: "from to when"},
+	"Rule.From": {enforced: "source"},
+	"Rule.To":   {enforced: "operation"},
+	"Source": {
+		enforced: "principals notPrincipals requestPrincipals notRequestPrincipals namespaces notNamespaces " +
+			"serviceAccounts notServiceAccounts ipBlocks notIpBlocks remoteIpBlocks notRemoteIpBlocks trustDomains notTrustDomains",
+	},
+	"Operation": {enforced: "hosts notHosts ports notPorts methods notMethods paths notPaths"},
+	"Condition": {enforced: "values notValues", partly: "key"},
+	"RequestAuthentication": {
+		enforced: "selector jwtRules",
+		refused:  "targetRef targetRefs",
+	},
+	"JWTRule": {
+		enforced: "issuer audiences fromHeaders fromParams fromCookies forwardOriginalToken outputClaimToHeaders timeout spaceDelimitedClaims",
+		partly:   "jwksUri jwks outputPayloadToHeader",
+	},
+	"JWTHeader":     {enforced: "prefix", partly: "name"},
+	"ClaimToHeader": {enforced: "header claim"},
 }
 
 // partial decides on fields that are enforced for some values only: it returns what is
@@ -102,6 +132,12 @@ var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) stri
 	"ClientTLSSettings.mode":                  refuseTLS,
 	"ServiceEntry.resolution":                 refuseDNS,
 	"WorkloadEntry.address":                   refuseNames,
+	"AuthorizationPolicy.action":              refuseCustom,
+	"Condition.key":                           refuseProxyKeys,
+	"JWTRule.jwks":                            refuseSecondKeys,
+	"JWTRule.jwksUri":                         refuseNoHost,
+	"JWTRule.outputPayloadToHeader":           refuseNoHeader,
+	"JWTHeader.name":                          refuseNoHeader,
 }
 
 const notEnforced = "is valid in Istio, but the mesh does not enforce it"
@@ -174,6 +210,53 @@ func refuseNames(_ protoreflect.Message, v protoreflect.Value) string {
 	return "a host name as the address of a workload " + notEnforced + ": give an IP address"
 }
 
+func refuseCustom(_ protoreflect.Message, v protoreflect.Value) string {
+	if security.AuthorizationPolicy_Action(v.Enum()) == security.AuthorizationPolicy_CUSTOM {
+		return "CUSTOM " + notEnforced
+	}
+	return ""
+}
+
+// refuseProxyKeys refuses conditions on what only a proxy's filters know.
+func refuseProxyKeys(_ protoreflect.Message, v protoreflect.Value) string {
+	for _, prefix := range []string{"experimental.envoy.filters.", "request.experimental."} {
+		if strings.HasPrefix(v.String(), prefix) {
+			return prefix + " " + notEnforced
+		}
+	}
+	return ""
+}
+
+func refuseSecondKeys(m protoreflect.Message, v protoreflect.Value) string {
+	rule := m.Interface().(*security.JWTRule)
+	switch {
+	case v.String() == "":
+		return ""
+	case rule.GetJwksUri() != "":
+		return "can not be set together with jwksUri: the mesh takes the keys from one place"
+	case !isKeySet(v.String()):
+		return "the mesh takes a set of keys: put the key into {\"keys\": [...]}"
+	}
+	return ""
+}
+
+func refuseNoHost(_ protoreflect.Message, v protoreflect.Value) string {
+	if v.String() == "" {
+		return ""
+	}
+	if u, err := url.Parse(v.String()); err != nil || u.Hostname() == "" || u.User != nil {
+		return "the mesh takes a URL with a host and without a user name or password"
+	}
+	return ""
+}
+
+func refuseNoHeader(_ protoreflect.Message, v protoreflect.Value) string {
+	if v.String() != "" && !headerNamePattern.MatchString(v.String()) {
+		return "is not the name of a header, so the mesh would never find it or set it"
+	}
+	return ""
+}
+
 // treatmentOf has the treatments by "Message.field".
 var treatmentOf = func() map[string]treatment {
 	out := make(map[string]treatment)
@@ -194,7 +277,11 @@ func treat(fd protoreflect.FieldDescriptor) treatment {
 
 // messageName is the name of a message without its package.
 func messageName(md protoreflect.MessageDescriptor) string {
-	return strings.TrimPrefix(string(md.FullName()), string(md.ParentFile().Package())+".")
+	name := strings.TrimPrefix(string(md.FullName()), string(md.ParentFile().Package())+".")
+	if md.ParentFile().Package() == "istio.type.v1beta1" {
+		return "type." + name // these share names with others
+	}
+	return name
 }
 
 // Unenforced refuses what is valid in Istio but not enforced by the mesh, so that

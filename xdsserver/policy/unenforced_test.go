@@ -30,7 +30,7 @@ func reachable(visit func(protoreflect.MessageDescriptor)) {
 			}
 		}
 	}
-	for _, newOf := range newSpec {
+	for _, newOf := range specs() {
 		walk(newOf().ProtoReflect().Descriptor())
 	}
 }
@@ -113,7 +113,7 @@ func TestRefusedFields(t *testing.T) {
 func newMessage(t *testing.T, md protoreflect.MessageDescriptor) protoreflect.Message {
 	t.Helper()
 	var found protoreflect.Message
-	for _, newOf := range newSpec {
+	for _, newOf := range specs() {
 		var find func(m protoreflect.Message, depth int)
 		find = func(m protoreflect.Message, depth int) {
 			if m.Descriptor() == md {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
 )
 
 // Finding is what a pass of validation has to say of one field.
@@ -42,7 +43,7 @@ func (f *findings) err(field string, err error) {
 }
 
 // Validate checks an object by the rules by which Istio accepts or refuses it
-// (https://istio.io/latest/docs/reference/config/networking/). It knows nothing of
+// (https://istio.io/latest/docs/reference/config/networking/ and .../security/). It knows nothing of
 // what the mesh enforces: that is Unenforced.
 func Validate(meta Meta, spec proto.Message) []Finding {
 	var f findings
@@ -55,7 +56,14 @@ func Validate(meta Meta, spec proto.Message) []Finding {
 		f.serviceEntry(meta, spec)
 	case *networking.WorkloadEntry:
 		f.workloadEntry("spec", spec, nil, true)
+	case *security.PeerAuthentication:
+		f.peerAuthentication(spec)
+	case *security.AuthorizationPolicy:
+		f.authorizationPolicy(spec)
+	case *security.RequestAuthentication:
+		f.requestAuthentication(spec)
 	}
+	f.dryRun(meta, spec)
 	return f
 }
 

@@ -1,0 +1,193 @@
+package policy
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	security "istio.io/api/security/v1beta1"
+	selectors "istio.io/api/type/v1beta1"
+)
+
+// dryRunAnnotation marks an AuthorizationPolicy that is evaluated but not enforced.
+const dryRunAnnotation = "istio.io/dry-run"
+
+// accessIndex finds access objects by namespace, in the order of the set.
+type accessIndex struct {
+	peers    map[string][]*PeerAuthentication
+	authz    map[string][]*AuthorizationPolicy
+	requests map[string][]*RequestAuthentication
+}
+
+func newAccessIndex(s *Set) accessIndex {
+	x := accessIndex{
+		peers: make(map[string][]*PeerAuthentication), authz: make(map[string][]*AuthorizationPolicy),
+		requests: make(map[string][]*RequestAuthentication),
+	}
+	for _, p := range s.PeerAuthentications {
+		x.peers[p.Namespace] = append(x.peers[p.Namespace], p)
+	}
+	for _, p := range s.AuthorizationPolicies {
+		x.authz[p.Namespace] = append(x.authz[p.Namespace], p)
+	}
+	for _, p := range s.RequestAuthentications {
+		x.requests[p.Namespace] = append(x.requests[p.Namespace], p)
+	}
+	return x
+}
+
+// selectsAll reports whether a selector selects every workload of its scope: one
+// without labels is as good as none.
+func selectsAll(s *selectors.WorkloadSelector) bool { return len(s.GetMatchLabels()) == 0 }
+
+// accessNamespaces are those whose policies may select a workload of the namespace.
+func accessNamespaces(namespace string) []string {
+	if namespace == RootNamespace {
+		return []string{RootNamespace}
+	}
+	return []string{RootNamespace, namespace}
+}
+
+// Mode of mutual TLS, as in PeerAuthentication.
+type Mode = security.PeerAuthentication_MutualTLS_Mode
+
+// PeerAuthenticationFor returns the mode of mutual TLS of a workload's port (that at
+// the workload, not the service's), and the policy that decides it: nil for the
+// default, PERMISSIVE. It is never UNSET.
+//
+// The policy that selects the workload decides before that of its namespace, and that
+// before the mesh's, which is the one in RootNamespace; UNSET leaves the decision to
+// the next. Of several in one place the oldest counts, and only that one. Modes of
+// single ports come from the workload's policy alone. A policy with a selector in
+// RootNamespace has no effect.
+// (https://istio.io/latest/docs/reference/config/security/peer_authentication/)
+func (s *Set) PeerAuthenticationFor(labels map[string]string, namespace string, port uint32) (Mode, *PeerAuthentication) {
+	x := s.lookup().access
+	first := func(ns string, keep func(*PeerAuthentication) bool) *PeerAuthentication {
+		if i := slices.IndexFunc(x.peers[ns], keep); i >= 0 {
+			return x.peers[ns][i]
+		}
+		return nil
+	}
+	wide := func(p *PeerAuthentication) bool { return selectsAll(p.Spec.GetSelector()) }
+	scopes := []*PeerAuthentication{first(RootNamespace, wide)}
+	if namespace != RootNamespace {
+		own := first(namespace, func(p *PeerAuthentication) bool {
+			return !wide(p) && HasLabels(labels, p.Spec.GetSelector().GetMatchLabels())
+		})
+		if own != nil {
+			if mode := own.Spec.GetPortLevelMtls()[port].GetMode(); mode != security.PeerAuthentication_MutualTLS_UNSET {
+				return mode, own
+			}
+		}
+		scopes = []*PeerAuthentication{own, first(namespace, wide), scopes[0]}
+	}
+	for _, p := range scopes {
+		if p == nil {
+			continue
+		}
+		if mode := p.Spec.GetMtls().GetMode(); mode != security.PeerAuthentication_MutualTLS_UNSET {
+			return mode, p
+		}
+	}
+	return security.PeerAuthentication_MutualTLS_PERMISSIVE, nil
+}
+
+// Authorization has the policies that apply to a workload, by what they do, in the
+// order in which they are evaluated. Those of RootNamespace come first in each list.
+type Authorization struct {
+	Custom, Audit, Deny, Allow []*AuthorizationPolicy
+	// Dry runs refuse nothing, and do not turn an empty Allow into a refusal.
+	DryRunDeny, DryRunAllow []*AuthorizationPolicy
+}
+
+// DryRun reports whether the policy is evaluated but not enforced.
+func (p *AuthorizationPolicy) DryRun() bool {
+	on, err := strconv.ParseBool(p.Annotations[dryRunAnnotation])
+	return err == nil && on
+}
+
+// AuthorizationPoliciesFor returns the policies that apply to a workload: those of its
+// namespace and of RootNamespace that select it.
+// (https://istio.io/latest/docs/reference/config/security/authorization-policy/)
+func (s *Set) AuthorizationPoliciesFor(labels map[string]string, namespace string) Authorization {
+	x := s.lookup().access
+	var out Authorization
+	for _, ns := range accessNamespaces(namespace) {
+		for _, p := range x.authz[ns] {
+			if !HasLabels(labels, p.Spec.GetSelector().GetMatchLabels()) {
+				continue
+			}
+			list := &out.Allow
+			switch action := p.Spec.GetAction(); {
+			case action == security.AuthorizationPolicy_CUSTOM:
+				list = &out.Custom
+			case action == security.AuthorizationPolicy_AUDIT:
+				list = &out.Audit
+			case action == security.AuthorizationPolicy_DENY && p.DryRun():
+				list = &out.DryRunDeny
+			case action == security.AuthorizationPolicy_DENY:
+				list = &out.Deny
+			case p.DryRun():
+				list = &out.DryRunAllow
+			}
+			*list = append(*list, p)
+		}
+	}
+	return out
+}
+
+// JWTRule is a rule of a RequestAuthentication that applies to a workload.
+type JWTRule struct {
+	Policy *RequestAuthentication
+	Rule   *security.JWTRule
+}
+
+// RequestAuthenticationsFor returns the rules for tokens that apply to a workload, of
+// all policies of its namespace and of RootNamespace that select it, by issuer; those
+// of one issuer in the order of the policies, RootNamespace first.
+// (https://istio.io/latest/docs/reference/config/security/request_authentication/)
+func (s *Set) RequestAuthenticationsFor(labels map[string]string, namespace string) []JWTRule {
+	x := s.lookup().access
+	var out []JWTRule
+	for _, ns := range accessNamespaces(namespace) {
+		for _, p := range x.requests[ns] {
+			if !HasLabels(labels, p.Spec.GetSelector().GetMatchLabels()) {
+				continue
+			}
+			for _, r := range p.Spec.GetJwtRules() {
+				out = append(out, JWTRule{p, r})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b JWTRule) int { return strings.Compare(a.Rule.GetIssuer(), b.Rule.GetIssuer()) })
+	return out
+}
+
+// relateAccess warns of policies that are valid, but never decide.
+func (b *build) relateAccess(set *Set) {
+	type scope struct{ namespace, selector string }
+	first := make(map[scope]*PeerAuthentication)
+	for _, p := range set.PeerAuthentications {
+		o := b.good[p.Ref()]
+		labels := p.Spec.GetSelector().GetMatchLabels()
+		if p.Namespace == RootNamespace && len(labels) > 0 {
+			b.say(Warning, o, "spec.selector", "has no effect: a PeerAuthentication of namespace %s takes no selector", RootNamespace)
+			continue
+		}
+		at := scope{namespace: p.Namespace}
+		for _, k := range sortedKeys(labels) {
+			at.selector += k + "=" + labels[k] + ","
+		}
+		if older := first[at]; older != nil {
+			b.say(Warning, o, "spec", "has no effect: %s (%s) is older, or first by name, and decides", older.Ref(), older.At)
+			continue
+		}
+		first[at] = p
+	}
+	for _, p := range set.AuthorizationPolicies {
+		if p.DryRun() {
+			b.say(Notice, b.good[p.Ref()], "metadata.annotations["+dryRunAnnotation+"]", "is evaluated, but refuses nothing")
+		}
+	}
+}

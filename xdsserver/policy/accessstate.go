@@ -1,0 +1,116 @@
+package policy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// accessStateVersion is raised when an older program could misread the state.
+const accessStateVersion = 1
+
+// accessState is the last good state of all access objects, as it is stored.
+type accessState struct {
+	Version int            `json:"version"`
+	Objects []storedObject `json:"objects"`
+	// Blind has the files of which nothing was known: see Result.
+	Blind []string `json:"blind,omitempty"`
+}
+
+type storedObject struct {
+	APIVersion  string            `json:"apiVersion"`
+	Kind        string            `json:"kind"`
+	Namespace   string            `json:"namespace"`
+	Name        string            `json:"name"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Created     time.Time         `json:"created,omitzero"`
+	File        string            `json:"file"`
+	Line        int               `json:"line"`
+	Spec        json.RawMessage   `json:"spec"`
+}
+
+// AccessState returns the access objects in force in a form that RestoreAccess reads,
+// for a server to store whenever it changes: after a restart, an object that is broken
+// in its file is then still in force as it was. Equal states give equal bytes. It may
+// hold what the files hold, so only the server's user should be able to read it.
+func (r *Result) AccessState() ([]byte, error) {
+	state := accessState{Version: accessStateVersion, Objects: []storedObject{}, Blind: sortedKeys(r.blind)}
+	for _, ref := range sortedRefs(r.good) {
+		if newAccessSpec[ref.Kind] == nil {
+			continue
+		}
+		o := r.good[ref]
+		spec, err := protojson.Marshal(o.Spec.(proto.Message))
+		if err != nil {
+			return nil, fmt.Errorf("store %s: %w", ref, err)
+		}
+		state.Objects = append(state.Objects, storedObject{
+			o.APIVersion, o.Kind, o.Namespace, o.Name, o.Labels, o.Annotations, o.Created, o.At.File, o.At.Line, spec,
+		})
+	}
+	return json.Marshal(state)
+}
+
+// RestoreAccess reads what AccessState wrote, as the result that comes before the
+// first one of a server: its access objects are in force where their files are broken
+// or can not be read, and gone where their files do not have them any more. A state
+// that can not be taken in full is an error and not to be used: a server that goes on
+// without one withholds what it would have decided.
+func RestoreAccess(state []byte) (*Result, error) {
+	var in accessState
+	if err := json.Unmarshal(state, &in); err != nil {
+		return nil, fmt.Errorf("stored access policy: %w", err)
+	}
+	if in.Version != accessStateVersion {
+		return nil, fmt.Errorf("stored access policy: version %d is not known", in.Version)
+	}
+	b := &build{good: make(map[Ref]*Object)}
+	var bad []error
+	for _, s := range in.Objects {
+		o, err := s.restore()
+		if err == nil && b.good[o.Ref()] != nil {
+			err = errors.New("is given twice")
+		}
+		if err != nil {
+			bad = append(bad, fmt.Errorf("stored access policy: %s: %w", Ref{s.Kind, s.Namespace, s.Name}, err))
+			continue
+		}
+		b.good[o.Ref()] = o
+	}
+	if err := errors.Join(bad...); err != nil {
+		return nil, err
+	}
+	blind := make(map[string]bool)
+	for _, name := range in.Blind {
+		blind[name] = true
+	}
+	set, _ := b.assemble()
+	return &Result{Set: set, good: b.good, blind: blind}, nil
+}
+
+// restore reads an object and checks it as if it came from a file.
+func (s *storedObject) restore() (*Object, error) {
+	newSpec := newAccessSpec[s.Kind]
+	if newSpec == nil || s.Name == "" || s.Namespace == "" {
+		return nil, errors.New("is not an access object")
+	}
+	spec := newSpec()
+	if err := protojson.Unmarshal(s.Spec, spec); err != nil {
+		return nil, err
+	}
+	meta := Meta{
+		APIVersion: s.APIVersion, Kind: s.Kind, Namespace: s.Namespace, Name: s.Name, Labels: s.Labels,
+		Annotations: s.Annotations, Created: s.Created, At: Position{s.File, s.Line},
+	}
+	for _, finding := range append(Validate(meta, spec), Unenforced(meta, spec)...) {
+		if finding.Severity == Error {
+			return nil, fmt.Errorf("%s: %s", finding.Field, finding.Message)
+		}
+	}
+	return &Object{Meta: meta, Spec: spec, lines: map[string]int{"": s.Line}}, nil
+}
