@@ -43,8 +43,8 @@ type bodies struct {
 	watched *watched // nil where nobody would blame an endpoint for the body's failure
 }
 
-func newBodies(req *http.Request, retries, watch bool, limit int64) *bodies {
-	b := &bodies{request: req}
+func newBodies(req *http.Request, retries, watch bool, limit int64) bodies {
+	b := bodies{request: req}
 	if !hasBody(req) || req.GetBody != nil {
 		// A body that can be had again is of net/http's own kinds, as a rule: they do not fail.
 		return b

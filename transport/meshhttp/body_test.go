@@ -494,7 +494,8 @@ func TestBodies(t *testing.T) {
 			s := newSource("body")
 			req := httptest.NewRequest("POST", "http://svc/", nil)
 			req.Body, req.ContentLength = s, -1
-			newBodies(req, retries, retries, 10).done()
+			b := newBodies(req, retries, retries, 10)
+			b.done()
 			if s.closed.Load() != 1 {
 				t.Errorf("closed %d times", s.closed.Load())
 			}

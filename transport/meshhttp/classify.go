@@ -93,7 +93,7 @@ func (e *requestError) Unwrap() error { return e.err }
 // another attempt would fail as well. It is asked only of failed attempts.
 func (x *exchange) unsendable(err error) bool {
 	var own *requestError
-	if errors.As(err, &own) || x.bodies != nil && x.bodies.failure() != nil {
+	if errors.As(err, &own) || x.bodies.failure() != nil {
 		return true
 	}
 	req := x.request

@@ -77,15 +77,15 @@ type exchange struct {
 	url     url.URL
 	outcome resilience.Outcome
 
-	parent  context.Context    // the caller's
-	ctx     context.Context    // the call's: parent, the route's time limit, the span
-	cancel  context.CancelFunc // of ctx; nil where ctx needs none
-	timeout time.Duration
+	parent  context.Context // the caller's
+	ctx     context.Context // the call's: parent, the span, the route's time limit
+	timeout time.Duration   // zero where limit is not used
+	limit   deadline
 	try     *try         // of the attempt that the response came from; nil without a per-try timeout
 	gate    *gate        // that the present attempt has entered
 	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
 
-	bodies   *bodies       // the request's; nil once there is a response
+	bodies   bodies        // the request's
 	body     io.ReadCloser // the response's
 	finished atomic.Bool
 }
@@ -101,13 +101,14 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	x := &exchange{rt: rt, request: req, parent: req.Context(), ctx: req.Context()}
 	view(req, &x.call.Request)
 	err := rt.engine.Decide(x.ctx, &x.call, req.URL.Host, req.URL.Scheme)
-	if err == nil {
-		if x.timeout = x.call.Timeout(); x.timeout > 0 {
-			x.ctx, x.cancel = context.WithTimeout(x.ctx, x.timeout)
-		}
-	}
 	if rt.options.Observer != nil {
 		x.ctx = rt.options.Observer.CallStart(x.ctx, &x.call)
+	}
+	if err == nil {
+		if x.timeout = x.call.Timeout(); x.timeout > 0 {
+			x.limit.begin(x.ctx, x.timeout)
+			x.ctx = &x.limit
+		}
 	}
 	if err != nil {
 		closeBody(req.Body)
@@ -128,12 +129,8 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 func (x *exchange) attempts() (*http.Response, error) {
 	policy := x.call.Retry()
 	config := x.call.Cluster()
-	bodies := newBodies(x.request, policy != nil, config.Outlier != nil || config.Breaker != nil, x.rt.options.Replay)
-	x.bodies = bodies
-	defer func() {
-		bodies.done()
-		x.bodies = nil
-	}()
+	x.bodies = newBodies(x.request, policy != nil, config.Outlier != nil || config.Breaker != nil, x.rt.options.Replay)
+	defer x.bodies.done()
 	for {
 		resp, err := x.attempt(policy)
 		if err != nil {
@@ -141,7 +138,7 @@ func (x *exchange) attempts() (*http.Response, error) {
 		}
 		failed := x.outcome.Failure != resilience.NoFailure
 		wait, again := time.Duration(0), false
-		if policy != nil && x.outcome.Failure != resilience.Cancelled && x.outcome.Failure != resilience.RouteTimeout && bodies.again() {
+		if policy != nil && x.outcome.Failure != resilience.Cancelled && x.outcome.Failure != resilience.RouteTimeout && x.bodies.again() {
 			wait, again = x.call.Next(&x.outcome)
 		}
 		if !again {
@@ -184,6 +181,9 @@ func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, erro
 		ctx = x.rt.options.Observer.TryStart(ctx, &x.call, n, x.lease.Endpoint())
 	}
 	spanned := ctx
+	if x.timeout > 0 && ctx != x.ctx {
+		ctx = within{&x.limit, ctx}
+	}
 	if policy != nil && policy.PerTryTimeout > 0 {
 		x.try = newTry(ctx, policy.PerTryTimeout)
 		ctx = x.try.ctx
@@ -274,8 +274,8 @@ func (x *exchange) finish() {
 func (x *exchange) end() {
 	x.endTry()
 	x.call.Finish(&x.outcome)
-	if x.cancel != nil {
-		x.cancel()
+	if x.timeout > 0 {
+		x.limit.end()
 	}
 }
 

@@ -1,0 +1,147 @@
+package meshhttp
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// deadline is a context that ends at a time limit: context.WithTimeout, but
+// part of the exchange instead of allocations of its own, and without a table
+// of children. net/http derives one context from it, through AfterFunc.
+//
+// It must be the outermost context that net/http sees: a context made from it
+// has no AfterFunc, and the context package then starts a goroutine for each
+// context derived from that. See within.
+type deadline struct {
+	context.Context // above: the caller's, with the call's span
+	at              time.Time
+	timer           *time.Timer
+	stop            func() bool // unhooks from the context above; nil where that can not end
+
+	mu   sync.Mutex
+	done chan struct{} // made when it is asked for
+	err  error
+	// What runs after the end: a first function, which is all that a request
+	// without retries needs, and others. The first one's place is used once.
+	first     func()
+	firstUsed bool
+	more      []*hook
+}
+
+type hook struct{ f func() }
+
+// begin starts the clock. end must follow.
+func (d *deadline) begin(above context.Context, limit time.Duration) {
+	d.Context = above
+	d.at = time.Now().Add(limit)
+	if at, ok := above.Deadline(); ok && at.Before(d.at) {
+		d.at = at
+	}
+	d.timer = time.AfterFunc(limit, d.expire)
+	if above.Done() != nil {
+		d.stop = context.AfterFunc(above, d.inherit)
+	}
+}
+
+func (d *deadline) expire()  { d.finish(context.DeadlineExceeded) }
+func (d *deadline) inherit() { d.finish(d.Context.Err()) }
+
+// end frees what begin took.
+func (d *deadline) end() {
+	d.timer.Stop()
+	if d.stop != nil {
+		d.stop()
+	}
+	d.finish(context.Canceled)
+}
+
+func (d *deadline) finish(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return
+	}
+	d.err = err
+	if d.done != nil {
+		close(d.done)
+	}
+	if d.first != nil {
+		go d.first()
+	}
+	for _, h := range d.more {
+		go h.f()
+	}
+	d.first, d.more = nil, nil
+}
+
+// Deadline implements context.Context.
+func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
+
+// Done implements context.Context.
+func (d *deadline) Done() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.done == nil {
+		d.done = make(chan struct{})
+		if d.err != nil {
+			close(d.done)
+		}
+	}
+	return d.done
+}
+
+// Err implements context.Context.
+func (d *deadline) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
+// AfterFunc is what the context package looks for in contexts of other kinds:
+// f runs in a goroutine of its own once the context has ended, unless the
+// function that it returns is called before.
+func (d *deadline) AfterFunc(f func()) (stop func() bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		go f()
+		return func() bool { return false }
+	}
+	if !d.firstUsed {
+		d.first, d.firstUsed = f, true
+		return d.removeFirst
+	}
+	h := &hook{f}
+	d.more = append(d.more, h)
+	return func() bool { return d.remove(h) }
+}
+
+func (d *deadline) removeFirst() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	had := d.first != nil
+	d.first = nil
+	return had
+}
+
+func (d *deadline) remove(h *hook) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.Index(d.more, h)
+	if i < 0 {
+		return false
+	}
+	d.more = slices.Delete(d.more, i, i+1)
+	return true
+}
+
+// within is the deadline with the values of a context that was made from it.
+type within struct {
+	*deadline
+	values context.Context
+}
+
+// Value implements context.Context.
+func (w within) Value(key any) any { return w.values.Value(key) }

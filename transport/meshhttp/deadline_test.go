@@ -1,0 +1,97 @@
+package meshhttp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+type key struct{}
+
+// TestDeadlineIsWithTimeout runs each script against the deadline and against
+// context.WithTimeout, and wants the same of both.
+func TestDeadlineIsWithTimeout(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		script func(above context.CancelCauseFunc, end func())
+	}{
+		{"time passes", func(context.CancelCauseFunc, func()) { time.Sleep(2 * time.Second) }},
+		{"ended early", func(_ context.CancelCauseFunc, end func()) { end(); time.Sleep(2 * time.Second) }},
+		{"cancelled above", func(above context.CancelCauseFunc, _ func()) { above(nil) }},
+		{"cancelled above with a cause", func(above context.CancelCauseFunc, _ func()) { above(errors.New("why")) }},
+		{"nothing happens", func(context.CancelCauseFunc, func()) {}},
+	} {
+		for _, limit := range []time.Duration{time.Second, time.Hour} {
+			t.Run(fmt.Sprintf("%s, %v", c.name, limit), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					observe := func(make func(context.Context) (context.Context, func())) string {
+						base, cancelBase := context.WithTimeout(context.WithValue(context.Background(), key{}, "v"), time.Minute)
+						defer cancelBase()
+						above, cancel := context.WithCancelCause(base)
+						defer cancel(nil)
+						ctx, end := make(above)
+						child, cancelChild := context.WithCancelCause(ctx)
+						defer cancelChild(nil)
+						ran, kept := 0, 0
+						context.AfterFunc(ctx, func() { ran++ })
+						stop := context.AfterFunc(ctx, func() { kept++ })
+						stopped, again := stop(), stop()
+						at, ok := ctx.Deadline()
+						c.script(cancel, end)
+						synctest.Wait()
+						done := false
+						select {
+						case <-ctx.Done():
+							done = true
+						default:
+						}
+						childDone := false
+						select {
+						case <-child.Done():
+							childDone = true
+						default:
+						}
+						end()
+						synctest.Wait()
+						return fmt.Sprint(done, childDone, ctx.Err(), child.Err(), context.Cause(child), ran, kept, stopped, again, time.Until(at).Round(time.Second), ok, ctx.Value(key{}))
+					}
+					std := observe(func(above context.Context) (context.Context, func()) {
+						ctx, cancel := context.WithTimeout(above, limit)
+						return ctx, cancel
+					})
+					own := observe(func(above context.Context) (context.Context, func()) {
+						d := new(deadline)
+						d.begin(above, limit)
+						return d, d.end
+					})
+					if std != own {
+						t.Errorf("context.WithTimeout: %s\ndeadline:            %s", std, own)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestDeadlineStartsNoGoroutine: a context made from one, also with the values
+// of another, hooks itself in instead of waiting in a goroutine.
+func TestDeadlineStartsNoGoroutine(t *testing.T) {
+	d := new(deadline)
+	d.begin(context.Background(), time.Hour)
+	defer d.end()
+	before := runtime.NumGoroutine()
+	for _, ctx := range []context.Context{d, within{d, context.WithValue(d, key{}, "v")}} {
+		_, cancel := context.WithCancel(ctx)
+		defer cancel()
+	}
+	if n := runtime.NumGoroutine(); n != before {
+		t.Errorf("%d goroutines, %d before", n, before)
+	}
+	if v := (within{d, context.WithValue(d, key{}, "v")}).Value(key{}); v != "v" {
+		t.Errorf("value %v", v)
+	}
+}
