@@ -36,10 +36,12 @@ type leg struct {
 	starts  [len(methods)]atomic.Pointer[starts]
 }
 
-// starts are the options of spans of one leg and method: kind, and the
-// attributes that a sampler may want to see.
+// starts are the options of spans of one leg and method: kind, and the few
+// attributes that a sampler decides by; the SDK copies them for every span,
+// recorded or not. rest is what recorded spans get beside them.
 type starts struct {
 	call, try []trace.SpanStartOption
+	rest      []attribute.KeyValue
 }
 
 // call is what is kept for one call, in outbound.Call.Telemetry.
@@ -73,9 +75,10 @@ func (l *leg) options(m method) *starts {
 	if s := l.starts[m].Load(); s != nil {
 		return s
 	}
-	kv := append(destinationName{l.address, l.port, l.route, l.name}.attributes(), m.attribute())
+	kv := append(destinationName{address: l.address, port: l.port}.attributes(), m.attribute())
 	with := trace.WithAttributes(kv...)
 	s := &starts{
+		rest: destinationName{route: l.route, cluster: l.name}.mesh(),
 		call: []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindInternal), with},
 		try:  []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient), with},
 	}
@@ -117,15 +120,16 @@ func (o observer) CallStart(ctx context.Context, c *outbound.Call) context.Conte
 		return with
 	}
 	s.tracer, s.span = spans.tracer, span
-	s.describe(span, c)
+	s.describe(span, c, start)
 	return with
 }
 
 // describe sets what is known of the request and not among the span's options.
-func (s *call) describe(span trace.Span, c *outbound.Call) {
+func (s *call) describe(span trace.Span, c *outbound.Call, start *starts) {
 	r := &c.Request
-	var kv [6]attribute.KeyValue
+	var kv [8]attribute.KeyValue
 	some := append(kv[:0], semconv.URLFull(fullURL(r.Scheme, r.Authority, r.Path, r.RawQuery)))
+	some = append(some, start.rest...)
 	if s.leg == nil {
 		some = append(some, s.method.attribute())
 	}
@@ -164,7 +168,7 @@ func (o observer) TryStart(ctx context.Context, c *outbound.Call, n int, e *outb
 	if !s.try.IsRecording() {
 		return ctx
 	}
-	s.describe(s.try, c)
+	s.describe(s.try, c, start)
 	var kv [3]attribute.KeyValue
 	some := kv[:0]
 	if n > 1 {

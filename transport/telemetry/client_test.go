@@ -273,7 +273,7 @@ func TestSamplerIsAskedOnce(t *testing.T) {
 		t.Errorf("asked %d times for a call without a parent", s.asked)
 	}
 	check(t, "sampler", attrsOf(s.last.Attributes), map[string]string{
-		"http.request.method": "GET", "server.address": "a.example", "server.port": "80", "mesh.cluster": "passthrough",
+		"http.request.method": "GET", "server.address": "a.example", "server.port": "80",
 	})
 	// The decision goes to the server, so that it does not begin a trace of its own.
 	if len(sent) != 3 || !strings.HasSuffix(sent[0], "-00") || sent[1] != sent[0] || sent[2] != sent[0] {
