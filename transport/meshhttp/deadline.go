@@ -32,10 +32,10 @@ type deadline struct {
 
 type hook struct{ f func() }
 
-// begin starts the clock. end must follow.
-func (d *deadline) begin(above context.Context, limit time.Duration) {
+// begin starts the clock, which reads now. end must follow.
+func (d *deadline) begin(above context.Context, now time.Time, limit time.Duration) {
 	d.Context = above
-	d.at = time.Now().Add(limit)
+	d.at = now.Add(limit)
 	if at, ok := above.Deadline(); ok && at.Before(d.at) {
 		d.at = at
 	}

@@ -106,7 +106,7 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if err == nil {
 		if x.timeout = x.call.Timeout(); x.timeout > 0 {
-			x.limit.begin(x.ctx, x.timeout)
+			x.limit.begin(x.ctx, x.call.Ready(), x.timeout)
 			x.ctx = &x.limit
 		}
 	}

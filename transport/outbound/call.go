@@ -23,8 +23,9 @@ type Call struct {
 	route    *route
 	leg      *leg
 	began    time.Time
-	attempt  int // attempts begun
-	backoffs int // pauses that the policy chose, rather than a response
+	ready    time.Time // began, or when the policy had come
+	attempt  int       // attempts begun
+	backoffs int       // pauses that the policy chose, rather than a response
 	state    callState
 
 	// tried are the endpoints of earlier attempts; more than these are not avoided.
@@ -48,8 +49,12 @@ type Lease struct {
 // name, as a URL gives them, and chooses among the route's clusters. It waits
 // for policy that has not come yet. Errors are *NotReadyError and *NoRouteError.
 func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) error {
-	c.engine, c.began = e, time.Now()
-	h, err := e.hostFor(ctx, authority, scheme)
+	now := time.Now()
+	c.engine, c.began, c.ready = e, now, now
+	h, waited, err := e.hostFor(ctx, authority, scheme)
+	if waited {
+		c.ready = time.Now()
+	}
 	if err != nil {
 		return err
 	}
@@ -94,6 +99,10 @@ func (c *Call) Attempts() int { return c.attempt }
 
 // Began returns when the call began.
 func (c *Call) Began() time.Time { return c.began }
+
+// Ready returns when the call's policy was there: when it began, or when the
+// wait for policy had ended. Time limits and the first attempt count from it.
+func (c *Call) Ready() time.Time { return c.ready }
 
 // Leg returns what Observer.Leg prepared for this call's route and cluster; nil before Decide has chosen.
 func (c *Call) Leg() any {

@@ -229,13 +229,14 @@ func (e *Engine) Close() {
 	}
 }
 
-// hostFor returns the host of an authority as a URL gives it, waiting for its policy.
-func (e *Engine) hostFor(ctx context.Context, authority, scheme string) (*host, error) {
+// hostFor returns the host of an authority as a URL gives it, and whether it had to wait for its policy.
+func (e *Engine) hostFor(ctx context.Context, authority, scheme string) (h *host, waited bool, err error) {
 	if e.options.Subscribe == nil {
-		return e.directHost(authority, scheme)
+		h, err = e.directHost(authority, scheme)
+		return h, false, err
 	}
 	v := e.view.Load()
-	h := v.hosts[authority]
+	h = v.hosts[authority]
 	if h == nil {
 		if scheme == "https" {
 			h = v.bareTLS[authority]
@@ -246,7 +247,8 @@ func (e *Engine) hostFor(ctx context.Context, authority, scheme string) (*host, 
 	if h == nil {
 		return e.slowHost(ctx, authority, scheme)
 	}
-	return h.use(Place{Host: h.snap.Name})
+	h, err = h.use(Place{Host: h.snap.Name})
+	return h, false, err
 }
 
 // use marks the host as used and returns it, what stands for it, or why there is no policy.
@@ -269,7 +271,7 @@ func (h *host) use(place Place) (*host, error) {
 const externalRefused = "the mesh does not know the host, and external hosts are refused"
 
 // slowHost is hostFor for a host that is spelled unlike its policy's name, or has no policy yet.
-func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (*host, error) {
+func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (h *host, waited bool, err error) {
 	key := HostKey(authority, scheme)
 	place := Place{Host: key}
 	var began time.Time
@@ -278,7 +280,8 @@ func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (*host,
 		// The channel first: an install after this line closes it.
 		changed := *e.changed.Load()
 		if h := e.view.Load().hosts[key]; h != nil {
-			return h.use(place)
+			h, err := h.use(place)
+			return h, timer != nil, err
 		}
 		if timer == nil {
 			began = time.Now()
@@ -289,11 +292,11 @@ func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (*host,
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(ctx.Err())}
+			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(ctx.Err())}
 		case <-timer.C:
-			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(nil)}
+			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(nil)}
 		case <-e.closed:
-			return nil, &NotReadyError{Place: place, Waited: time.Since(began), Err: ErrClosed}
+			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: ErrClosed}
 		}
 	}
 }

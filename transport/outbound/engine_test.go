@@ -95,8 +95,12 @@ func TestDecideWaitsForPolicy(t *testing.T) {
 			defer e.Close()
 			time.AfterFunc(3*time.Second, func() { e.Install(one(t, cluster("c", "a:1"), nil)) })
 			began := time.Now()
-			if err := e.Decide(t.Context(), newCall(), "Reviews.", "http"); err != nil {
+			c := newCall()
+			if err := e.Decide(t.Context(), c, "Reviews.", "http"); err != nil {
 				t.Fatal(err)
+			}
+			if wait := c.Ready().Sub(c.Began()); wait != 3*time.Second {
+				t.Errorf("ready %v after it began: time limits must count from when the policy was there", wait)
 			}
 			if waited := time.Since(began); waited != 3*time.Second || asked != "reviews:80" {
 				t.Errorf("waited %v and asked for %q", waited, asked)

@@ -155,7 +155,9 @@ func (o observer) TryStart(ctx context.Context, c *outbound.Call, n int, e *outb
 	s.endTry()
 	s.began, s.ended = time.Time{}, time.Time{}
 	if s.span != nil || o.t.attempts.Enabled(ctx) {
-		s.began = time.Now()
+		if s.began = c.Ready(); n > 1 || s.began.IsZero() {
+			s.began = time.Now()
+		}
 	}
 	if s.span == nil {
 		return ctx
@@ -203,7 +205,7 @@ func (o observer) TryEnd(ctx context.Context, c *outbound.Call, n int, out *resi
 	}
 	s.ended = time.Now()
 	if o.t.attempts.Enabled(ctx) {
-		o.t.attempts.Record(ctx, s.ended.Sub(s.began).Seconds(), o.t.client.options(s.to, s.key(out))...)
+		o.t.attempts.Record(ctx, s.ended.Sub(s.began).Seconds(), o.t.client.options(s.to, s.key(out)).attempt...)
 	}
 	if s.try != nil {
 		setOutcome(s.try, out)
@@ -251,7 +253,7 @@ func (o observer) CallEnd(c *outbound.Call, out *resilience.Outcome, took time.D
 		ctx = trace.ContextWithSpan(ctx, s.span)
 	}
 	if o.t.calls.Enabled(ctx) {
-		o.t.calls.Record(ctx, took.Seconds(), o.t.client.options(s.to, s.key(out))...)
+		o.t.calls.Record(ctx, took.Seconds(), o.t.client.options(s.to, s.key(out)).call...)
 	}
 	if s.span == nil {
 		return

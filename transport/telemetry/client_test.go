@@ -147,10 +147,14 @@ func TestMeshCall(t *testing.T) {
 		t.Fatalf("%d attempts", len(tries))
 	}
 	check(t, "attempt", attrsOf(tries[0].Attributes()), want)
-	for _, absent := range []string{"http.request.method_original", "network.peer.address", "network.peer.port"} {
-		want[absent] = ""
-	}
-	check(t, "metric", r.only(t, "http.client.request.duration").attrs, want)
+	check(t, "attempts", r.only(t, "http.client.request.duration").attrs, map[string]string{
+		"http.request.method": "_OTHER", "server.address": "reviews", "server.port": "9080", "http.response.status_code": "404", "error.type": "404",
+		"mesh.route": "", "mesh.cluster": "", "http.request.method_original": "", "network.peer.address": "", "network.peer.port": "",
+	})
+	check(t, "calls", r.only(t, "mesh.client.call.duration").attrs, map[string]string{
+		"server.address": "reviews", "mesh.route": "to-v1", "mesh.cluster": "outbound|9080|v1|reviews", "http.response.status_code": "404", "error.type": "404",
+		"http.request.method": "", "server.port": "",
+	})
 
 	// No route: the call is counted, and there is no attempt.
 	_, err = send(t, rt, request(t, context.Background(), "GET", "http://reviews:9080/ratings"))
@@ -420,7 +424,7 @@ func TestHostsAreBounded(t *testing.T) {
 	for _, p := range r.points(t, "http.client.request.duration") {
 		if v := p.attrs["server.address"]; v.AsString() == other {
 			others++
-			check(t, "beyond", p.attrs, map[string]string{"mesh.cluster": "passthrough", "server.port": ""})
+			check(t, "beyond", p.attrs, map[string]string{"server.port": ""})
 		}
 	}
 	if others != 1 {
@@ -453,11 +457,11 @@ func TestPolicyIsBounded(t *testing.T) {
 	for i := range 3000 {
 		l := o.Leg(outbound.LegInfo{Host: "reviews:9080", Route: "r" + strconv.Itoa(i), Cluster: "c" + strconv.Itoa(i)}).(*leg)
 		for status := range uint16(5) {
-			r.attempts.Record(ctx, 1, r.client.options(l.to, setKey{status: 200 + status, method: 1})...)
+			r.calls.Record(ctx, 1, r.client.options(l.to, setKey{status: 200 + status, method: 1}).call...)
 		}
 		o.Ejection("c"+strconv.Itoa(i), "a", "consecutive_5xx", true)
 	}
-	points := r.points(t, "http.client.request.duration")
+	points := r.points(t, "mesh.client.call.duration")
 	if n := len(points); n > maxClientSets+maxOtherSets+1 || n < maxClientSets {
 		t.Errorf("%d series", n)
 	}

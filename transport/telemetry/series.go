@@ -54,7 +54,7 @@ const (
 type destination struct {
 	name destinationName
 	// sets is replaced by a larger copy when an outcome is seen for the first time.
-	sets    atomic.Pointer[map[setKey][]metric.RecordOption]
+	sets    atomic.Pointer[map[setKey]*sets]
 	retries [len(retryOutcomes)]atomic.Pointer[[]metric.AddOption]
 }
 
@@ -179,10 +179,27 @@ func (s *clientSeries) cluster(name string) string {
 	return name
 }
 
-// options returns the attributes of an outcome at d, ready to record.
-func (s *clientSeries) options(d *destination, key setKey) []metric.RecordOption {
-	if sets := d.sets.Load(); sets != nil {
-		if o, ok := (*sets)[key]; ok {
+// sets are the attributes of an outcome, ready to record. The SDK walks them
+// at every record, so each metric has only those that it is asked by.
+type sets struct {
+	attempt []metric.RecordOption // of http.client.request.duration: the conventions' own
+	call    []metric.RecordOption // of mesh.client.call.duration: service, route, cluster, code
+}
+
+func newSets(d destinationName, key setKey) *sets {
+	outcome := key.outcome()
+	call := destinationName{address: d.address, route: d.route, cluster: d.cluster}
+	attempt := destinationName{address: d.address, port: d.port}
+	return &sets{
+		attempt: recordOption(append(append(attempt.attributes(), key.method.attribute()), outcome...)...),
+		call:    recordOption(append(call.attributes(), outcome...)...),
+	}
+}
+
+// options returns the attributes of an outcome at d.
+func (s *clientSeries) options(d *destination, key setKey) *sets {
+	if known := d.sets.Load(); known != nil {
+		if o := (*known)[key]; o != nil {
 			return o
 		}
 	}
@@ -191,22 +208,20 @@ func (s *clientSeries) options(d *destination, key setKey) []metric.RecordOption
 	return s.build(d, key)
 }
 
-// build makes an attribute set with mu held.
-func (s *clientSeries) build(d *destination, key setKey) []metric.RecordOption {
-	var next map[setKey][]metric.RecordOption
-	if sets := d.sets.Load(); sets != nil {
-		if o, ok := (*sets)[key]; ok {
+// build makes attribute sets with mu held.
+func (s *clientSeries) build(d *destination, key setKey) *sets {
+	next := make(map[setKey]*sets)
+	if known := d.sets.Load(); known != nil {
+		if o := (*known)[key]; o != nil {
 			return o
 		}
-		next = maps.Clone(*sets)
-	} else {
-		next = make(map[setKey][]metric.RecordOption)
+		maps.Copy(next, *known)
 	}
-	var o []metric.RecordOption
+	var o *sets
 	switch {
 	case d.name != rest && s.sets < maxClientSets && len(next) < maxPerDestination:
 		s.sets++
-		o = recordOption(d.attributes(key)...)
+		o = newSets(d.name, key)
 	case d.name != rest:
 		if s.rest == nil {
 			s.rest = &destination{name: rest}
@@ -214,9 +229,9 @@ func (s *clientSeries) build(d *destination, key setKey) []metric.RecordOption {
 		o = s.build(s.rest, key)
 	case s.otherSets < maxOtherSets:
 		s.otherSets++
-		o = recordOption(d.attributes(key)...)
+		o = newSets(d.name, key)
 	default:
-		o = recordOption(otherMethod.attribute(), semconv.ServerAddress(other))
+		o = newSets(destinationName{address: other}, setKey{method: otherMethod})
 	}
 	next[key] = o
 	d.sets.Store(&next)
@@ -227,13 +242,13 @@ func recordOption(kv ...attribute.KeyValue) []metric.RecordOption {
 	return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(kv...))}
 }
 
-// attributes are those of http.client.request.duration.
-func (d *destination) attributes(key setKey) []attribute.KeyValue {
-	kv := append(d.name.attributes(), key.method.attribute())
-	if key.status != 0 {
-		kv = append(kv, semconv.HTTPResponseStatusCode(int(key.status)))
+// outcome are the attributes that say how it ended.
+func (k setKey) outcome() []attribute.KeyValue {
+	var kv []attribute.KeyValue
+	if k.status != 0 {
+		kv = append(kv, semconv.HTTPResponseStatusCode(int(k.status)))
 	}
-	if word := key.fault.word(int(key.status)); word != "" {
+	if word := k.fault.word(int(k.status)); word != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(word))
 	}
 	return kv
