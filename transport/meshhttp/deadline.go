@@ -17,8 +17,11 @@ import (
 type deadline struct {
 	context.Context // above: the caller's, with the call's span
 	at              time.Time
-	timer           *time.Timer
 	stop            func() bool // unhooks from the context above; nil where that can not end
+
+	// The clock's.
+	shard          *shard
+	next, previous *deadline
 
 	mu   sync.Mutex
 	done chan struct{} // made when it is asked for
@@ -32,14 +35,14 @@ type deadline struct {
 
 type hook struct{ f func() }
 
-// begin starts the clock, which reads now. end must follow.
-func (d *deadline) begin(above context.Context, now time.Time, limit time.Duration) {
+// begin has the clock, which reads now, end the context after the limit. end must follow.
+func (d *deadline) begin(c *clock, above context.Context, now time.Time, limit time.Duration) {
 	d.Context = above
 	d.at = now.Add(limit)
 	if at, ok := above.Deadline(); ok && at.Before(d.at) {
 		d.at = at
 	}
-	d.timer = time.AfterFunc(limit, d.expire)
+	c.add(d)
 	if above.Done() != nil {
 		d.stop = context.AfterFunc(above, d.inherit)
 	}
@@ -50,7 +53,7 @@ func (d *deadline) inherit() { d.finish(d.Context.Err()) }
 
 // end frees what begin took.
 func (d *deadline) end() {
-	d.timer.Stop()
+	d.remove()
 	if d.stop != nil {
 		d.stop()
 	}
@@ -111,14 +114,14 @@ func (d *deadline) AfterFunc(f func()) (stop func() bool) {
 	}
 	if !d.firstUsed {
 		d.first, d.firstUsed = f, true
-		return d.removeFirst
+		return d.unhookFirst
 	}
 	h := &hook{f}
 	d.more = append(d.more, h)
-	return func() bool { return d.remove(h) }
+	return func() bool { return d.unhook(h) }
 }
 
-func (d *deadline) removeFirst() bool {
+func (d *deadline) unhookFirst() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	had := d.first != nil
@@ -126,7 +129,7 @@ func (d *deadline) removeFirst() bool {
 	return had
 }
 
-func (d *deadline) remove(h *hook) bool {
+func (d *deadline) unhook(h *hook) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	i := slices.Index(d.more, h)

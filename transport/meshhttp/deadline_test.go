@@ -65,7 +65,7 @@ func TestDeadlineIsWithTimeout(t *testing.T) {
 					})
 					own := observe(func(above context.Context) (context.Context, func()) {
 						d := new(deadline)
-						d.begin(above, time.Now(), limit)
+						d.begin(new(clock), above, time.Now(), limit)
 						return d, d.end
 					})
 					if std != own {
@@ -81,7 +81,7 @@ func TestDeadlineIsWithTimeout(t *testing.T) {
 // of another, hooks itself in instead of waiting in a goroutine.
 func TestDeadlineStartsNoGoroutine(t *testing.T) {
 	d := new(deadline)
-	d.begin(context.Background(), time.Now(), time.Hour)
+	d.begin(new(clock), context.Background(), time.Now(), time.Hour)
 	defer d.end()
 	before := runtime.NumGoroutine()
 	for _, ctx := range []context.Context{d, within{d, context.WithValue(d, key{}, "v")}} {

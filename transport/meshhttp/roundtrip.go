@@ -42,6 +42,7 @@ const defaultReplay = 64 << 10
 type RoundTripper struct {
 	engine  *outbound.Engine
 	options ClientOptions
+	clock   clock
 }
 
 // NewRoundTripper returns a RoundTripper on an engine whose wires come from NewWire.
@@ -106,7 +107,7 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if err == nil {
 		if x.timeout = x.call.Timeout(); x.timeout > 0 {
-			x.limit.begin(x.ctx, x.call.Ready(), x.timeout)
+			x.limit.begin(&rt.clock, x.ctx, x.call.Ready(), x.timeout)
 			x.ctx = &x.limit
 		}
 	}
