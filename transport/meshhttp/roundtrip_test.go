@@ -275,12 +275,12 @@ func TestTimeouts(t *testing.T) {
 		slowBody := func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(200)
 			_ = http.NewResponseController(w).Flush()
-			time.Sleep(60 * time.Millisecond)
+			time.Sleep(600 * time.Millisecond) // longer than the limit, which the headers need not come near
 			_, _ = io.WriteString(w, "done")
 		}
 		w := newWorld(t, ClientOptions{}, func(w *world) {
 			w.route.Retry = retryOn(t, "reset", 1)
-			w.route.Retry.PerTryTimeout = 30 * time.Millisecond
+			w.route.Retry.PerTryTimeout = 500 * time.Millisecond
 		}, slowBody)
 		if _, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil || body != "done" {
 			t.Errorf("%q %v", body, err)
