@@ -40,9 +40,12 @@ func (c *clock) add(d *deadline) {
 	}
 }
 
-// remove takes a deadline off its list, if it is still on it.
+// remove takes a deadline off its list, if it was added and is still on it.
 func (d *deadline) remove() {
 	s := d.shard
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unlink(d)

@@ -40,9 +40,12 @@ func (d *deadline) begin(c *clock, above context.Context, now time.Time, limit t
 	d.Context = above
 	d.at = now.Add(limit)
 	if at, ok := above.Deadline(); ok && at.Before(d.at) {
+		// The context above ends first, and says why: the clock must not
+		// forestall it.
 		d.at = at
+	} else {
+		c.add(d)
 	}
-	c.add(d)
 	if above.Done() != nil {
 		d.stop = context.AfterFunc(above, d.inherit)
 	}

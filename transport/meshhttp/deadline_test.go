@@ -77,6 +77,27 @@ func TestDeadlineIsWithTimeout(t *testing.T) {
 	}
 }
 
+// TestEarlierDeadlineAbove: where the caller's deadline comes first, it is the
+// caller's context that ends, and nothing here ends before it.
+func TestEarlierDeadlineAbove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 100 {
+			above, cancel := context.WithTimeout(context.Background(), time.Second)
+			d := new(deadline)
+			d.begin(new(clock), above, time.Now(), time.Minute)
+			if at, _ := d.Deadline(); !at.Equal(time.Now().Add(time.Second)) {
+				t.Fatalf("deadline in %v", time.Until(at))
+			}
+			<-d.Done()
+			if above.Err() == nil {
+				t.Fatal("ended before the context above")
+			}
+			d.end()
+			cancel()
+		}
+	})
+}
+
 // TestDeadlineStartsNoGoroutine: a context made from one, also with the values
 // of another, hooks itself in instead of waiting in a goroutine.
 func TestDeadlineStartsNoGoroutine(t *testing.T) {
