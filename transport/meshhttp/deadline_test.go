@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 type key struct{}
@@ -114,5 +118,39 @@ func TestDeadlineStartsNoGoroutine(t *testing.T) {
 	}
 	if v := (within{d, context.WithValue(d, key{}, "v")}).Value(key{}); v != "v" {
 		t.Errorf("value %v", v)
+	}
+}
+
+// contexts is a transport that keeps the context of each request.
+type contexts struct {
+	stub
+	seen []context.Context
+}
+
+func (c *contexts) RoundTrip(req *http.Request) (*http.Response, error) {
+	c.seen = append(c.seen, req.Context())
+	return c.stub.RoundTrip(req)
+}
+
+// TestOutermostContext: whatever is armed, the context that the transport sees
+// is one that others can be made from without a goroutine.
+func TestOutermostContext(t *testing.T) {
+	for _, conditions := range []string{"5xx", "reset-before-request"} {
+		base := &contexts{stub: stub{resp: http.Response{StatusCode: 200}}}
+		s := routed(time.Minute, "127.0.0.1:1")
+		for i := range s.Hosts["reviews:9080"].VirtualHost.Routes {
+			s.Hosts["reviews:9080"].VirtualHost.Routes[i].Retry = retryOn(t, conditions, 1)
+		}
+		e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(*snapshot.Cluster) outbound.Wire { return &wire{plain: base} }})
+		e.Install(s)
+		req := request(t, "GET", "http://reviews:9080/", nil)
+		resp, err := NewRoundTripper(e, ClientOptions{}).RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if _, ok := base.seen[0].(interface{ AfterFunc(func()) func() bool }); !ok {
+			t.Errorf("%s: the transport sees a %T", conditions, base.seen[0])
+		}
 	}
 }

@@ -182,17 +182,17 @@ func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, erro
 		ctx = x.rt.options.Observer.TryStart(ctx, &x.call, n, x.lease.Endpoint())
 	}
 	spanned := ctx
+	if policy != nil && policy.On&resilience.OnResetBeforeRequest != 0 {
+		written := new(atomic.Bool)
+		x.written = written
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
+	}
 	if x.timeout > 0 && ctx != x.ctx {
 		ctx = within{&x.limit, ctx}
 	}
 	if policy != nil && policy.PerTryTimeout > 0 {
 		x.try = newTry(ctx, policy.PerTryTimeout)
 		ctx = x.try.ctx
-	}
-	if policy != nil && policy.On&resilience.OnResetBeforeRequest != 0 {
-		written := new(atomic.Bool)
-		x.written = written
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
 	}
 	resp, err := x.send(ctx)
 	if err != nil {

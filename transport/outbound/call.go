@@ -97,9 +97,6 @@ func (c *Call) Passes() bool { return c.host.pass }
 // Attempts returns the number of attempts begun.
 func (c *Call) Attempts() int { return c.attempt }
 
-// Began returns when the call began.
-func (c *Call) Began() time.Time { return c.began }
-
 // Ready returns when the call's policy was there: when it began, or when the
 // wait for policy had ended. Time limits and the first attempt count from it.
 func (c *Call) Ready() time.Time { return c.ready }
@@ -144,7 +141,7 @@ func (c *Call) Begin() error {
 			return &LimitError{Place: c.Place(), Limit: "drop_overload", Max: drop.PerMillion}
 		}
 	}
-	if n := cluster.requests.Add(1); n > int64(s.config.Limits.MaxRequests) {
+	if others := cluster.requests.Add(1) - 1; !s.config.Limits.AllowsRequest(others) {
 		cluster.requests.Add(-1)
 		return &LimitError{Place: c.Place(), Limit: "max_requests", Max: s.config.Limits.MaxRequests}
 	}
@@ -216,7 +213,7 @@ func (c *Call) Next(o *resilience.Outcome) (wait time.Duration, again bool) {
 		refused = "limit"
 	case config.RetryBudget != nil && !config.RetryBudget.Allows(cluster.requests.Load(), others):
 		refused = "budget"
-	case config.RetryBudget == nil && others >= int64(config.Limits.MaxRetries):
+	case config.RetryBudget == nil && !config.Limits.AllowsRetry(others):
 		refused = "max_retries"
 	}
 	if c.engine.options.Observer != nil {
@@ -269,9 +266,6 @@ func (l *Lease) Endpoint() *Endpoint { return l.endpoint }
 
 // Wire returns the adapter's state for the endpoint's cluster.
 func (l *Lease) Wire() Wire { return l.state.wire }
-
-// Config returns the cluster's configuration at the time of the pick.
-func (l *Lease) Config() *snapshot.Cluster { return l.state.config }
 
 // Report counts the attempt's outcome for the endpoint.
 func (l *Lease) Report(o *resilience.Outcome) { l.cluster.report(l.state, l.endpoint, o) }

@@ -70,9 +70,6 @@ func (e *Engine) newCluster(name string) *Cluster {
 	return c
 }
 
-// Name returns the cluster's resource name.
-func (c *Cluster) Name() string { return c.name }
-
 // update makes a new configuration the current one.
 func (c *Cluster) update(config *snapshot.Cluster) {
 	c.mu.Lock()

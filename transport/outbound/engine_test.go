@@ -99,7 +99,7 @@ func TestDecideWaitsForPolicy(t *testing.T) {
 			if err := e.Decide(t.Context(), c, "Reviews.", "http"); err != nil {
 				t.Fatal(err)
 			}
-			if wait := c.Ready().Sub(c.Began()); wait != 3*time.Second {
+			if wait := c.Ready().Sub(c.began); wait != 3*time.Second {
 				t.Errorf("ready %v after it began: time limits must count from when the policy was there", wait)
 			}
 			if waited := time.Since(began); waited != 3*time.Second || asked != "reviews:80" {

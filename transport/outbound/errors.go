@@ -91,7 +91,7 @@ func (e *BreakerOpenError) Unwrap() error { return e.Err }
 type LimitError struct {
 	Place
 	Limit string // "max_requests", "max_connections", "max_pending_requests" or "drop_overload"
-	Max   uint32
+	Max   uint32 // of drop_overload: the share of requests to refuse, per million
 }
 
 func (e *LimitError) Error() string {
