@@ -8,7 +8,8 @@ import (
 // Breaker configures a failure-driven circuit breaker: after so many failures
 // in a row it refuses everything for a while, then lets a few requests through
 // to see whether the destination has recovered. Unlike Outlier it guards a
-// destination as a whole. It is a configuration; the engine runs it.
+// destination as a whole. It is a configuration; the engine runs it, and
+// counts what ResultOf calls a failure.
 type Breaker struct {
 	ConsecutiveFailures uint32        // failures in a row that open it
 	OpenFor             time.Duration // how long it refuses before it probes
@@ -34,7 +35,3 @@ func (b *Breaker) Validate() error {
 	}
 	return nil
 }
-
-// Failed reports whether an outcome counts as a failure of the destination: no
-// response (other than for reasons on this side) or a status from 500 to 599.
-func (b *Breaker) Failed(o *Outcome) bool { return ResultOf(o).failed() }

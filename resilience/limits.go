@@ -17,9 +17,6 @@ type Limits struct {
 // DefaultLimits are Envoy's.
 var DefaultLimits = Limits{MaxConnections: 1024, MaxPendingRequests: 1024, MaxRequests: 1024, MaxRetries: 3}
 
-// AllowsConnection reports whether one more connection may be made while so many exist.
-func (l *Limits) AllowsConnection(active int64) bool { return below(active, l.MaxConnections) }
-
 // AllowsPending reports whether one more request may wait for a connection while so many wait.
 func (l *Limits) AllowsPending(active int64) bool { return below(active, l.MaxPendingRequests) }
 

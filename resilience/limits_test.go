@@ -14,7 +14,7 @@ func TestLimits(t *testing.T) {
 		allow func(int64) bool
 		limit int64
 	}{
-		{"connections", l.AllowsConnection, 1}, {"pending", l.AllowsPending, 0}, {"requests", l.AllowsRequest, 2},
+		{"pending", l.AllowsPending, 0}, {"requests", l.AllowsRequest, 2},
 		{"default retries", DefaultLimits.AllowsRetry, 3}, {"default requests", DefaultLimits.AllowsRequest, 1024},
 	} {
 		if c.limit > 0 && !c.allow(c.limit-1) {
@@ -74,7 +74,7 @@ func TestBreakerValidate(t *testing.T) {
 	}
 }
 
-func TestBreakerFailed(t *testing.T) {
+func TestResultFailed(t *testing.T) {
 	for _, c := range []struct {
 		o    Outcome
 		want bool
@@ -86,8 +86,9 @@ func TestBreakerFailed(t *testing.T) {
 		{Outcome{GRPC: -1, Failure: ConnectFailure}, true},
 		{Outcome{GRPC: -1, Failure: Cancelled}, false},
 		{Outcome{GRPC: -1, Failure: Overflow}, false},
+		{Outcome{GRPC: -1, Failure: LocalError}, false},
 	} {
-		if got := DefaultBreaker.Failed(&c.o); got != c.want {
+		if got := ResultOf(&c.o).failed(); got != c.want {
 			t.Errorf("%+v: %v, want %v", c.o, got, c.want)
 		}
 	}

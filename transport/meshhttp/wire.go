@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -50,7 +51,7 @@ func NewWire(config *snapshot.Cluster) outbound.Wire {
 	} else if config.Limits.MaxConnections != math.MaxUint32 {
 		// A connection of HTTP/2 carries many requests, and net/http opens one
 		// for each endpoint: only HTTP/1.1 can reach the limit.
-		w.gate = newGate(config.Limits.MaxConnections, config.Limits.MaxPendingRequests)
+		w.gate = newGate(config.Limits)
 	}
 	return w
 }
@@ -128,13 +129,14 @@ func (w *wire) closeIdle() {
 // gate bounds the connections of a cluster that carry HTTP/1.1, where each
 // request in flight has one, and how many requests wait for one.
 type gate struct {
-	busy       chan struct{}
-	waiting    atomic.Int64
-	maxWaiting uint32
+	busy    chan struct{}
+	waiting atomic.Int64
+	limits  resilience.Limits
 }
 
-func newGate(maxConnections, maxPending uint32) *gate {
-	return &gate{busy: make(chan struct{}, max(maxConnections, 1)), maxWaiting: maxPending}
+// newGate lets one request through even where policy allows no connection, as Envoy does.
+func newGate(limits resilience.Limits) *gate {
+	return &gate{busy: make(chan struct{}, max(limits.MaxConnections, 1)), limits: limits}
 }
 
 // enter takes a connection's place, waiting for one if policy lets so many
@@ -145,7 +147,7 @@ func (g *gate) enter(ctx context.Context) string {
 		return ""
 	default:
 	}
-	if g.waiting.Add(1) > int64(g.maxWaiting) {
+	if others := g.waiting.Add(1) - 1; !g.limits.AllowsPending(others) {
 		g.waiting.Add(-1)
 		return "max_pending_requests"
 	}
@@ -165,7 +167,7 @@ func (g *gate) refusal(ctx context.Context, limit string, at outbound.Place) err
 	}
 	n := uint32(cap(g.busy))
 	if limit == "max_pending_requests" {
-		n = g.maxWaiting
+		n = g.limits.MaxPendingRequests
 	}
 	return &outbound.LimitError{Place: at, Limit: limit, Max: n}
 }

@@ -27,7 +27,7 @@ import (
 func TestGate(t *testing.T) {
 	at := outbound.Place{Host: "svc:80"}
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(1, 2)
+		g := newGate(resilience.Limits{MaxConnections: 1, MaxPendingRequests: 2})
 		ctx, cancel := context.WithCancel(t.Context())
 		if limit := g.enter(ctx); limit != "" {
 			t.Fatalf("the first is refused by %s", limit)
@@ -69,7 +69,7 @@ func TestGate(t *testing.T) {
 		}
 	})
 	t.Run("nobody may wait", func(t *testing.T) {
-		g := newGate(2, 0)
+		g := newGate(resilience.Limits{MaxConnections: 2, MaxPendingRequests: 0})
 		for i, want := range []string{"", "", "max_pending_requests"} {
 			if got := g.enter(t.Context()); got != want {
 				t.Errorf("request %d: %q, want %q", i+1, got, want)
@@ -81,7 +81,7 @@ func TestGate(t *testing.T) {
 		}
 	})
 	t.Run("the time limit of the attempt", func(t *testing.T) {
-		g := newGate(1, 1)
+		g := newGate(resilience.Limits{MaxConnections: 1, MaxPendingRequests: 1})
 		g.enter(t.Context())
 		limited := newTry(t.Context(), time.Millisecond)
 		defer limited.end()
