@@ -341,12 +341,12 @@ func TestMaxRequestsPerConnection(t *testing.T) {
 		name string
 		max  uint32
 		h2   bool
-		want int // connections for 6 requests
+		want int // connections for 7 requests
 	}{
 		{"no limit", 0, false, 1},
-		{"one", 1, false, 6},
-		{"three", 3, false, 2},
-		{"three, HTTP/2", 3, true, 2},
+		{"one", 1, false, 7},
+		{"three", 3, false, 3},
+		{"three, HTTP/2", 3, true, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, ClientOptions{}, func(w *world) {
@@ -356,7 +356,7 @@ func TestMaxRequestsPerConnection(t *testing.T) {
 				_, _ = io.WriteString(w, r.RemoteAddr)
 			})
 			seen := map[string]bool{}
-			for range 6 {
+			for range 7 {
 				_, remote, err := get(t, w.client, request(t, "POST", "http://svc/", strings.NewReader("body")))
 				if err != nil {
 					t.Fatal(err)
@@ -367,6 +367,38 @@ func TestMaxRequestsPerConnection(t *testing.T) {
 				t.Errorf("%d connections, want %d", len(seen), c.want)
 			}
 		})
+	}
+}
+
+// TestDiscardedResponsesFreeTheirConnections: what a retry throws away does not
+// cost a connection.
+func TestDiscardedResponsesFreeTheirConnections(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	w := newWorld(t, ClientOptions{}, func(w *world) { w.route.Retry = retryOn(t, "5xx", 2) }, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen[r.RemoteAddr] = true
+		mu.Unlock()
+		w.WriteHeader(503)
+		_, _ = w.Write(make([]byte, 8<<10))
+	})
+	for range 5 {
+		if code, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil || code != 503 {
+			t.Fatal(code, err)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) != 1 {
+		t.Errorf("%d connections for requests one after another, want 1", len(seen))
+	}
+}
+
+func TestHostOfARequestWithoutOne(t *testing.T) {
+	w := newWorld(t, ClientOptions{}, nil, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host) })
+	req := (&http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: "svc", Path: "/"}, Header: http.Header{}}).WithContext(t.Context())
+	if _, host, err := get(t, w.client, req); err != nil || host != "svc" {
+		t.Errorf("the server saw host %q, %v", host, err)
 	}
 }
 

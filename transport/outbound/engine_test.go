@@ -195,6 +195,11 @@ func TestExternalHostsAreBounded(t *testing.T) {
 	if n := len(e.external); n > maxExternal {
 		t.Errorf("%d hosts are kept, want at most %d", n, maxExternal)
 	}
+	n := 0
+	e.direct.Range(func(any, any) bool { n++; return true })
+	if n > maxExternal {
+		t.Errorf("%d spellings are kept, want at most %d", n, maxExternal)
+	}
 }
 
 func TestEjectionAndReturn(t *testing.T) {
@@ -302,6 +307,36 @@ func TestNextHonoursLimits(t *testing.T) {
 			t.Errorf("%d attempts at %v, want 3 at 3 endpoints", c.Attempts(), seen)
 		}
 		c.Finish(&o)
+	})
+	t.Run("an endpoint that was tried is chosen again only at the end", func(t *testing.T) {
+		patient := policy
+		patient.SelectAttempts = 1000
+		config := cluster("c", "a:1", "b:1", "c:1")
+		config.LB.Kind = lb.Random
+		e := New(Options{Subscribe: func(string) {}})
+		defer e.Close()
+		e.Install(one(t, config, &patient))
+		for range 50 {
+			c := start(t, e)
+			seen := map[string]bool{}
+			for range 3 {
+				var l Lease
+				if err := c.Pick(&l); err != nil {
+					t.Fatal(err)
+				}
+				seen[l.Endpoint().Address] = true
+				l.Release()
+				if _, again := c.Next(&o); again {
+					if err := c.Begin(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			c.Finish(&o)
+			if len(seen) != 3 {
+				t.Fatalf("three attempts at %v", seen)
+			}
+		}
 	})
 	for _, c := range []struct {
 		name   string
