@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -18,7 +19,20 @@ type accessState struct {
 	Version int            `json:"version"`
 	Objects []storedObject `json:"objects"`
 	// Blind has the files of which nothing was known: see Result.
-	Blind []string `json:"blind,omitempty"`
+	Blind []fileName `json:"blind,omitempty"`
+}
+
+// fileName is stored quoted, as Go quotes it: a file's name may be any bytes, JSON
+// would replace those that are not UTF-8, and the object would no longer be known to
+// come from its file.
+type fileName string
+
+func (n fileName) MarshalText() ([]byte, error) { return strconv.AppendQuote(nil, string(n)), nil }
+
+func (n *fileName) UnmarshalText(text []byte) error {
+	name, err := strconv.Unquote(string(text))
+	*n = fileName(name)
+	return err
 }
 
 type storedObject struct {
@@ -29,7 +43,7 @@ type storedObject struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Created     time.Time         `json:"created,omitzero"`
-	File        string            `json:"file"`
+	File        fileName          `json:"file"`
 	Line        int               `json:"line"`
 	Spec        json.RawMessage   `json:"spec"`
 }
@@ -39,7 +53,10 @@ type storedObject struct {
 // in its file is then still in force as it was. Equal states give equal bytes. It may
 // hold what the files hold, so only the server's user should be able to read it.
 func (r *Result) AccessState() ([]byte, error) {
-	state := accessState{Version: accessStateVersion, Objects: []storedObject{}, Blind: sortedKeys(r.blind)}
+	state := accessState{Version: accessStateVersion, Objects: []storedObject{}}
+	for _, name := range sortedKeys(r.blind) {
+		state.Blind = append(state.Blind, fileName(name))
+	}
 	for _, ref := range sortedRefs(r.good) {
 		if newAccessSpec[ref.Kind] == nil {
 			continue
@@ -50,7 +67,7 @@ func (r *Result) AccessState() ([]byte, error) {
 			return nil, fmt.Errorf("store %s: %w", ref, err)
 		}
 		state.Objects = append(state.Objects, storedObject{
-			o.APIVersion, o.Kind, o.Namespace, o.Name, o.Labels, o.Annotations, o.Created, o.At.File, o.At.Line, spec,
+			o.APIVersion, o.Kind, o.Namespace, o.Name, o.Labels, o.Annotations, o.Created, fileName(o.At.File), o.At.Line, spec,
 		})
 	}
 	return json.Marshal(state)
@@ -87,7 +104,7 @@ func RestoreAccess(state []byte) (*Result, error) {
 	}
 	blind := make(map[string]bool)
 	for _, name := range in.Blind {
-		blind[name] = true
+		blind[string(name)] = true
 	}
 	set, _ := b.assemble()
 	return &Result{Set: set, good: b.good, blind: blind}, nil
@@ -105,7 +122,7 @@ func (s *storedObject) restore() (*Object, error) {
 	}
 	meta := Meta{
 		APIVersion: s.APIVersion, Kind: s.Kind, Namespace: s.Namespace, Name: s.Name, Labels: s.Labels,
-		Annotations: s.Annotations, Created: s.Created, At: Position{s.File, s.Line},
+		Annotations: s.Annotations, Created: s.Created, At: Position{string(s.File), s.Line},
 	}
 	for _, finding := range append(Validate(meta, spec), Unenforced(meta, spec)...) {
 		if finding.Severity == Error {
