@@ -55,18 +55,6 @@ type Listener struct {
 	MaxStreamDuration time.Duration
 }
 
-// Inbound is a server-side listener: the policy for requests that arrive at one address.
-type Inbound struct {
-	Name string
-	// Address is the listener's own address, "ip:port".
-	Address string
-	// Service is the FilterChain's or route's service name for telemetry; may be empty.
-	Service string
-	// Absent and Err are as for Host.
-	Absent bool
-	Err    error
-}
-
 // RouteConfig is a compiled RouteConfiguration.
 type RouteConfig struct {
 	Name         string
@@ -141,6 +129,10 @@ type Cluster struct {
 	IdleTimeout time.Duration
 	// MaxRequestsPerConnection closes a connection after so many requests; zero means no limit.
 	MaxRequestsPerConnection uint32
+	// TLS secures connections to endpoints that none of Sockets fits; nil means plaintext.
+	TLS *ClientTLS
+	// Sockets choose by the endpoint; the first that fits counts (transport_socket_matches).
+	Sockets []SocketMatch
 
 	// Endpoints is never nil in a published snapshot.
 	Endpoints *lb.Endpoints

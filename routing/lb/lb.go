@@ -25,6 +25,8 @@ type Endpoint struct {
 	Weight   uint32 // at least 1
 	Health   Health
 	Locality Locality
+	// Socket has the string values of filter_metadata "envoy.transport_socket_match", such as tlsMode: "istio".
+	Socket   map[string]string
 	Metadata map[string]string // string values of filter_metadata "envoy.lb", and "istio" keys such as tlsMode
 }
 
