@@ -2,6 +2,7 @@ package identity
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -66,25 +67,29 @@ func dumbPeerOf(uri string) dumbPeer {
 	return p
 }
 
+// dumbNamed matches what a peer may lack: without it no pattern fits.
+func dumbNamed(pattern, s string) bool { return s != "" && dumbGlob(pattern, s) }
+
+func dumbRequestPrincipal(pattern, s string) bool {
+	if pattern == "*" || s == "" {
+		return s != ""
+	}
+	at, cut := strings.LastIndex(pattern, "/"), strings.LastIndex(s, "/")
+	return dumbGlob(pattern[:at], s[:cut]) && dumbGlob(pattern[at+1:], s[cut+1:])
+}
+
 func dumbSource(s *istioSource, r *AccessRequest, refusing bool) bool {
 	p := dumbPeerOf(r.Principal)
 	field := func(values, notValues []string, v string, match func(pattern, s string) bool) bool {
 		return dumbField(values, notValues, []string{v}, refusing, match)
 	}
-	named := func(pattern, s string) bool { return s != "" && dumbGlob(pattern, s) }
-	return field(s.Principals, s.NotPrincipals, p.principal, named) &&
-		field(s.Namespaces, s.NotNamespaces, p.namespace, named) &&
-		field(s.TrustDomains, s.NotTrustDomains, p.domain, named) &&
+	return field(s.Principals, s.NotPrincipals, p.principal, dumbNamed) &&
+		field(s.Namespaces, s.NotNamespaces, p.namespace, dumbNamed) &&
+		field(s.TrustDomains, s.NotTrustDomains, p.domain, dumbNamed) &&
 		field(s.ServiceAccounts, s.NotServiceAccounts, p.account, func(pattern, s string) bool { return s == pattern }) &&
 		field(s.IPBlocks, s.NotIPBlocks, r.PeerIP.String(), dumbCIDR) &&
 		field(s.RemoteIPBlocks, s.NotRemoteIPBlocks, r.RemoteIP.String(), dumbCIDR) &&
-		field(s.RequestPrincipals, s.NotRequestPrincipals, r.Claims.Principal(), func(pattern, s string) bool {
-			if pattern == "*" || s == "" {
-				return s != ""
-			}
-			at, cut := strings.LastIndex(pattern, "/"), strings.LastIndex(s, "/")
-			return dumbGlob(pattern[:at], s[:cut]) && dumbGlob(pattern[at+1:], s[cut+1:])
-		})
+		field(s.RequestPrincipals, s.NotRequestPrincipals, r.Claims.Principal(), dumbRequestPrincipal)
 }
 
 func dumbOperation(o *istioOperation, r *AccessRequest, path string, refusing bool) bool {
@@ -104,6 +109,9 @@ func dumbOperation(o *istioOperation, r *AccessRequest, path string, refusing bo
 		dumbField(o.Ports, o.NotPorts, []string{fmt.Sprint(r.DestinationPort)}, refusing, func(p, s string) bool { return p == s }) &&
 		dumbField(o.Methods, o.NotMethods, []string{r.Method}, refusing, dumbGlob) &&
 		dumbField(o.Paths, o.NotPaths, []string{path}, refusing, func(p, s string) bool {
+			if before, after, ok := strings.Cut(p, "{**}"); ok {
+				return strings.HasPrefix(s, before) && strings.HasSuffix(s, after) && len(s) >= len(before)+len(after)
+			}
 			if strings.Contains(p, "{*}") {
 				parts, segments := strings.Split(p, "/"), strings.Split(s, "/")
 				return len(parts) == len(segments) && !slices.ContainsFunc(parts, func(part string) bool {
@@ -119,8 +127,9 @@ func dumbWhen(w *istioCondition, r *AccessRequest, refusing bool) bool {
 	if name, ok := strings.CutPrefix(w.Key, "request.headers["); ok {
 		return dumbField(w.Values, w.NotValues, r.Header[strings.TrimSuffix(name, "]")], refusing, func(p, s string) bool { return p == "*" || dumbGlob(p, s) })
 	}
-	if w.Key == "request.auth.claims[groups]" {
-		v, _ := r.Claims.Lookup("groups")
+	claims := map[string]string{"request.auth.claims[groups]": "groups", "request.auth.audiences": "aud", "request.auth.presenter": "azp"}
+	if claim := claims[w.Key]; claim != "" {
+		v, _ := r.Claims.Lookup(claim)
 		list, ok := v.([]any)
 		if !ok {
 			list = []any{v}
@@ -130,7 +139,21 @@ func dumbWhen(w *istioCondition, r *AccessRequest, refusing bool) bool {
 		}
 		return (len(w.Values) == 0 || slices.ContainsFunc(w.Values, has)) && !slices.ContainsFunc(w.NotValues, has)
 	}
-	return dumbField(w.Values, w.NotValues, []string{r.ServerName}, refusing, dumbGlob)
+	p := dumbPeerOf(r.Principal)
+	field := map[string]struct {
+		value string
+		match func(pattern, s string) bool
+	}{
+		"source.ip":              {r.PeerIP.String(), dumbCIDR},
+		"remote.ip":              {r.RemoteIP.String(), dumbCIDR},
+		"destination.ip":         {r.DestinationIP.String(), dumbCIDR},
+		"destination.port":       {fmt.Sprint(r.DestinationPort), func(p, s string) bool { return p == s }},
+		"source.principal":       {p.principal, dumbNamed},
+		"source.namespace":       {p.namespace, dumbNamed},
+		"request.auth.principal": {r.Claims.Principal(), dumbRequestPrincipal},
+		"connection.sni":         {r.ServerName, dumbGlob},
+	}[w.Key]
+	return dumbField(w.Values, w.NotValues, []string{field.value}, refusing, field.match)
 }
 
 func dumbRule(rule *istioRule, r *AccessRequest, path string, refusing bool) bool {
@@ -200,7 +223,7 @@ func (c chance) source() (s istioSource) {
 }
 
 func (c chance) operation() (o istioOperation) {
-	paths := append([]string{"*", "/a*", "*admin", "/{*}/b", "/{*}"}, oraclePaths...)
+	paths := append([]string{"*", "/a*", "*admin", "/{*}/b", "/{*}", "/a/{**}", "/{**}/admin"}, oraclePaths...)
 	o.Paths, o.NotPaths = c.some(paths...), c.some(paths...)
 	o.Hosts, o.NotHosts = c.some("a.b", "A.b:80", "*.b", "a.*", "*"), c.some("a.b", "c.b", "*.b")
 	o.Methods, o.NotMethods = c.some("GET", "POST", "P*", "*"), c.some("GET", "*T")
@@ -208,11 +231,31 @@ func (c chance) operation() (o istioOperation) {
 	return o
 }
 
+// oracleKeys are the conditions of "when" with values that occur in requests.
+var oracleKeys = map[string][]string{
+	"request.headers[X-Role]":     {"admin", "user", "adm*", "*in", "*"},
+	"request.headers[X-Team]":     {"admin", "user", "adm*", "*in", "*"},
+	"request.auth.claims[groups]": {"admin", "user", "adm*", "*in", "*"},
+	"connection.sni":              {"admin", "user", "adm*", "*in", "*"},
+	"source.ip":                   {"10.0.0.0/8", "10.1.2.3", "::/0", "192.168.0.1"},
+	"remote.ip":                   {"10.0.0.0/8", "192.168.0.1"},
+	"destination.ip":              {"10.9.0.0/16", "10.9.0.1", "fd00::/8", "0.0.0.0/0"},
+	"destination.port":            {"80", "81"},
+	"source.principal":            {"*", "td/*", "*/sa/a", "td/ns/foo/sa/a", "tXd/ns/fooX/sa/a"},
+	"source.namespace":            {"foo", "bar", "f*", "*o", "fo.o"},
+	"request.auth.principal":      {"*", "iss/x/sub", "iss*/sub", "iss/sub"},
+	"request.auth.audiences":      {"web", "app", "w*", "*"},
+	"request.auth.presenter":      {"web", "app", "*p"},
+}
+
+var oracleKeyNames = slices.Sorted(maps.Keys(oracleKeys))
+
 func (c chance) when() (w istioCondition) {
-	w.Key = c.one("request.headers[X-Role]", "request.headers[X-Team]", "request.auth.claims[groups]", "connection.sni")
-	w.Values, w.NotValues = c.some("admin", "user", "adm*", "*in", "*"), c.some("admin", "user", "*r")
+	w.Key = c.one(oracleKeyNames...)
+	values := oracleKeys[w.Key]
+	w.Values, w.NotValues = c.some(values...), c.some(values...)
 	if w.Values == nil && w.NotValues == nil {
-		w.Values = []string{"admin"}
+		w.Values = values[:1]
 	}
 	return w
 }
@@ -229,7 +272,7 @@ func (c chance) policies() (out []istioPolicy) {
 			for range c.IntN(3) {
 				rule.To = append(rule.To, struct{ Operation istioOperation }{c.operation()})
 			}
-			for range c.IntN(5) / 3 {
+			for range c.IntN(6) / 3 {
 				rule.When = append(rule.When, c.when())
 			}
 			p.Spec.Rules = append(p.Spec.Rules, rule)
@@ -260,10 +303,11 @@ func (c chance) request() *AccessRequest {
 	if c.IntN(8) == 0 {
 		r.PeerIP = netip.Addr{}
 	}
+	r.DestinationIP = netip.MustParseAddr(c.one("10.9.0.1", "10.9.1.1", "fd00::2"))
 	r.DestinationPort = uint16(80 + c.IntN(3))
 	r.ServerName = c.one("", "admin", "user")
 	if c.IntN(2) == 0 {
-		doc := c.one(`{"iss":"iss/x","sub":"sub","groups":["user","admin"]}`, `{"iss":"iss","sub":"sub","groups":"admin"}`, `{"sub":"sub"}`, `{"iss":"iss/x","sub":"sub","groups":[1]}`)
+		doc := c.one(`{"iss":"iss/x","sub":"sub","groups":["user","admin"],"aud":["api","web"],"azp":"app"}`, `{"iss":"iss","sub":"sub","groups":"admin","aud":"app","azp":"web"}`, `{"sub":"sub"}`, `{"iss":"iss/x","sub":"sub","groups":[1]}`)
 		r.Claims = mustKey(parseClaims([]byte(doc), nil))
 	}
 	return r

@@ -132,6 +132,8 @@ type testAuthority struct {
 	publics   map[string]bool
 	failures  int
 	dialTimes []time.Time
+	headers   []metadata.MD // of the calls
+	asBundle  bool          // all roots in the chain's last element
 }
 
 func newTestAuthority(t testing.TB) *testAuthority {
@@ -182,6 +184,8 @@ func (a *testAuthority) create(ctx context.Context, r *certificateRequest) (*cer
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.requests = append(a.requests, r)
+	md, _ := metadata.FromIncomingContext(ctx)
+	a.headers = append(a.headers, md)
 	block, _ := pem.Decode([]byte(r.csr))
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil || csr.CheckSignature() != nil {
@@ -204,6 +208,10 @@ func (a *testAuthority) create(ctx context.Context, r *certificateRequest) (*cer
 	leaf := sign(a.t, workloadTemplate(a.id, now.Add(-a.backdate), now.Add(a.ttl)), a.roots[0], public)
 	resp := &certificateResponse{certChain: []string{leaf.pem()}}
 	for _, root := range a.roots {
+		if last := len(resp.certChain) - 1; a.asBundle && last > 0 {
+			resp.certChain[last] += root.pem()
+			continue
+		}
 		resp.certChain = append(resp.certChain, root.pem())
 	}
 	if a.tamper != nil {

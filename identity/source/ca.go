@@ -46,6 +46,8 @@ const (
 	// How often RootsFile is read.
 	rootsInterval = time.Minute
 	maxToken      = 64 << 10
+	// The member of the metadata that names the cluster (Istio's multi-cluster setup).
+	clusterID = "ClusterID"
 )
 
 // CA is a source that asks a certificate authority by signing request, over
@@ -276,6 +278,10 @@ func (c *CA) call(ctx context.Context, request *certificateRequest) (*certificat
 	defer conn.Close()
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
+	if cluster := c.config.Metadata[clusterID]; cluster != "" {
+		// istiod reads it of the call, to know whose API server reviews the token.
+		ctx = metadata.AppendToOutgoingContext(ctx, strings.ToLower(clusterID), cluster)
 	}
 	response := &certificateResponse{}
 	if err := conn.Invoke(ctx, createCertificate, request, response); err != nil {

@@ -60,7 +60,8 @@ type CAConfig struct {
 	// process that starts again renews with them where its join token is used
 	// up (state_file). Default none: they live in memory only.
 	StateFile string
-	// Metadata is sent along, as istiod wants ClusterID for instance (metadata).
+	// Metadata is sent along in the request, and its ClusterID, which istiod
+	// wants, as the call's metadata too (metadata).
 	Metadata map[string]string
 	// Dial replaces the network; nil dials Address. It is not part of the JSON form.
 	Dial Dialer

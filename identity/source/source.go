@@ -1,7 +1,8 @@
 // Package source obtains certificates and trust bundles and keeps them fresh:
-// from files (Files), from a certificate authority by signing request (CA), or
-// from the caller (Static). A Source is read at each handshake, so that a
-// rotation needs no restart and closes no connection.
+// from files (Files), from a certificate authority by signing request (CA),
+// from the SPIFFE Workload API (WorkloadAPI), or from the caller (Static). A
+// Source is read at each handshake, so that a rotation needs no restart and
+// closes no connection.
 //
 // A source keeps the last good material whatever happens to the files or to
 // the authority, until the certificate expires; from then on Current is an
@@ -59,16 +60,20 @@ var ErrNotReady = errors.New("no certificate is in force")
 
 // NotReadyError says why a source has no material.
 type NotReadyError struct {
-	Source  string    // "files" or "CA" or "static"
-	Expired time.Time // when the last certificate expired; zero if there never was one
+	Source  string    // "files", "CA", "workload API", "static", "system" or "trust"
+	Expired time.Time // when the last certificate expired; zero if it did not
+	Revoked bool      // the last certificate was withdrawn by who issued it
 	Err     error     // the last failure to get one; nil if none is known
 }
 
 func (e *NotReadyError) Error() string {
 	s := "identity source " + e.Source + ": "
-	if e.Expired.IsZero() {
+	switch {
+	case e.Revoked:
+		s += "the certificate has been withdrawn"
+	case e.Expired.IsZero():
 		s += "no certificate or bundle has come yet"
-	} else {
+	default:
 		s += "the certificate expired at " + e.Expired.UTC().Format(time.RFC3339)
 	}
 	if e.Err != nil {
@@ -99,6 +104,7 @@ type state struct {
 
 	mu       sync.Mutex
 	current  *Material
+	revoked  bool      // current is nil because it was withdrawn
 	deadline time.Time // NotAfter by the monotonic clock as it stood when the material came
 	changed  chan struct{}
 	err      error // the last failure since the last success
@@ -114,7 +120,7 @@ func (s *state) Current() (*Material, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current == nil {
-		return nil, &NotReadyError{Source: s.name, Err: s.err}
+		return nil, &NotReadyError{Source: s.name, Revoked: s.revoked, Err: s.err}
 	}
 	if s.expired(time.Now()) {
 		return nil, &NotReadyError{Source: s.name, Expired: s.current.NotAfter, Err: s.err}
@@ -154,7 +160,7 @@ func (s *state) publish(m *Material) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.current, s.err, s.status.Failures = m, nil, 0
+	s.current, s.err, s.revoked, s.status.Failures = m, nil, false, 0
 	if !m.NotAfter.IsZero() {
 		s.deadline = now.Add(m.NotAfter.Sub(now))
 	}
@@ -170,6 +176,20 @@ func (s *state) publish(m *Material) {
 func (s *state) announce() {
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// revoke takes the material out of force, and reports whether there was any.
+func (s *state) revoke(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	s.status.Failures++
+	if s.current == nil {
+		return false
+	}
+	s.current, s.revoked = nil, true
+	s.announce()
+	return true
 }
 
 // failed records a failure.
@@ -266,30 +286,58 @@ func (m *Material) complete() error {
 
 // The plugin names under which a bootstrap's certificate_providers name the sources.
 const (
-	FilesPlugin = "file_watcher" // gRPC's, gRFC A29
-	CAPlugin    = "csr"
+	FilesPlugin       = "file_watcher" // gRPC's, gRFC A29
+	CAPlugin          = "csr"
+	WorkloadAPIPlugin = "spiffe_workload_api"
 )
 
 // New returns the source that a bootstrap's certificate_providers entry
-// describes: FilesPlugin with a FilesConfig or CAPlugin with a CAConfig, both
-// in JSON. log may be nil.
+// describes: FilesPlugin with a FilesConfig, CAPlugin with a CAConfig or
+// WorkloadAPIPlugin with a WorkloadAPIConfig, in JSON. log may be nil.
+// Shared is what programs use that need the same certificate in several places.
 func New(plugin string, config json.RawMessage, log *slog.Logger) (Source, error) {
 	switch plugin {
 	case FilesPlugin:
-		c, err := ParseFilesConfig(config)
-		if err != nil {
-			return nil, err
-		}
-		return NewFiles(c, log)
+		return open(ParseFilesConfig, NewFiles, config, log)
 	case CAPlugin:
-		c, err := ParseCAConfig(config)
-		if err != nil {
-			return nil, err
-		}
-		return NewCA(c, log)
+		return open(ParseCAConfig, NewCA, config, log)
+	case WorkloadAPIPlugin:
+		return open(ParseWorkloadAPIConfig, NewWorkloadAPI, config, log)
 	default:
-		return nil, fmt.Errorf("certificate provider plugin %q: not known, the known ones are %q and %q", plugin, FilesPlugin, CAPlugin)
+		return nil, unknownPlugin(plugin)
 	}
+}
+
+// Check reports what New would refuse, without opening anything.
+func Check(plugin string, config json.RawMessage) error {
+	var err error
+	switch plugin {
+	case FilesPlugin:
+		_, err = ParseFilesConfig(config)
+	case CAPlugin:
+		_, err = ParseCAConfig(config)
+	case WorkloadAPIPlugin:
+		_, err = ParseWorkloadAPIConfig(config)
+	default:
+		err = unknownPlugin(plugin)
+	}
+	return err
+}
+
+func unknownPlugin(plugin string) error {
+	return fmt.Errorf("certificate provider plugin %q: not known, the known ones are %q, %q and %q", plugin, FilesPlugin, CAPlugin, WorkloadAPIPlugin)
+}
+
+func open[C any, S Source](parse func(json.RawMessage) (C, error), start func(C, *slog.Logger) (S, error), config json.RawMessage, log *slog.Logger) (Source, error) {
+	c, err := parse(config)
+	if err != nil {
+		return nil, err
+	}
+	s, err := start(c, log)
+	if err != nil {
+		return nil, err // not s, which would be an interface around nil
+	}
+	return s, nil
 }
 
 func logger(log *slog.Logger) *slog.Logger {

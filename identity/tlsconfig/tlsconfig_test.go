@@ -2,8 +2,6 @@ package tlsconfig
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/identity/source"
+	"github.com/sinew-mesh/sinew/internal/hostile"
 )
 
 func TestMutual(t *testing.T) {
@@ -42,69 +41,43 @@ func TestMutual(t *testing.T) {
 // TestHostileHandshakes: what identity refuses is refused on a connection, as
 // client and as server, and the error there names the rule.
 func TestHostileHandshakes(t *testing.T) {
-	root, otherRoot, stranger := newRoot(t, "root"), newRoot(t, "other"), newRoot(t, "root")
-	change := func(f func(*x509.Certificate)) *x509.Certificate {
-		c := leafTemplate(t, clientID)
-		f(c)
-		return c
+	m := hostile.New(t, time.Now())
+	victim, err := source.NewStatic(&source.Material{Certificate: m.Victim, Bundles: m.Bundles})
+	if err != nil {
+		t.Fatal(err)
 	}
-	// Name constraints that crypto/x509 would read too widely.
-	sub := func(permitted ...string) *signed {
-		return sign(t, &x509.Certificate{
-			Subject: pkix.Name{CommonName: "sub"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, PermittedURIDomains: permitted, PermittedDNSDomainsCritical: true,
-		}, root)
-	}
-	parent := sub("example")
-	for name, c := range map[string]struct {
-		cert *tls.Certificate
-		rule identity.VerifyRule
-	}{
-		"good":                   {pair(sign(t, leafTemplate(t, clientID), root)), ""},
-		"wrong trust domain":     {pair(sign(t, leafTemplate(t, "spiffe://nowhere.example/ns/a/sa/client"), root)), identity.RuleTrustDomain},
-		"another's trust domain": {pair(sign(t, leafTemplate(t, "spiffe://other.example/ns/a/sa/client"), root)), identity.RuleChain},
-		"root of another":        {pair(sign(t, leafTemplate(t, clientID), otherRoot), otherRoot), identity.RuleChain},
-		"two URI SANs":           {pair(sign(t, leafTemplate(t, clientID, serverID), root)), identity.RuleOneURI},
-		"no SAN":                 {pair(sign(t, leafTemplate(t), root)), identity.RuleOneURI},
-		"root path":              {pair(sign(t, leafTemplate(t, "spiffe://td.example"), root)), identity.RuleRootPath},
-		"CA":                     {pair(sign(t, change(func(c *x509.Certificate) { c.IsCA = true }), root)), identity.RuleLeafCA},
-		"key usage":              {pair(sign(t, change(func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }), root)), identity.RuleKeyUsage},
-		"extended key usage":     {pair(sign(t, change(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }), root)), identity.RuleExtendedKeyUsage},
-		"expired":                {pair(sign(t, change(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), root)), identity.RuleExpired},
-		"not yet valid":          {pair(sign(t, change(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), root)), identity.RuleNotYetValid},
-		"unknown root":           {pair(sign(t, leafTemplate(t, clientID), stranger)), identity.RuleChain},
-		"name constraint":        {pair(sign(t, leafTemplate(t, clientID), parent), parent), identity.RuleNameConstraints},
-		"upper case":             {pair(sign(t, leafTemplate(t, "spiffe://TD.example/ns/a/sa/client"), root)), identity.RuleID},
-		"NUL":                    {pair(sign(t, change(func(c *x509.Certificate) { c.DNSNames = []string{"a.example\x00.evil"} }), root)), identity.RuleNameText},
-	} {
-		t.Run(name, func(t *testing.T) {
-			// The victim verifies; the attacker sends c.cert and believes everything.
-			m := material(t, pair(sign(t, leafTemplate(t, serverID), root)), root)
-			m.Bundles[mustTD(t, "other.example")] = bundle(t, otherRoot)
-			victim, err := source.NewStatic(m)
-			if err != nil {
-				t.Fatal(err)
+	good := 0
+	for _, c := range m.Cases {
+		if c.Good() {
+			good++
+		}
+		t.Run(c.Name, func(t *testing.T) {
+			want := c.Rule
+			if c.ByTLS {
+				want = "" // crypto/tls has refused it with an error of its own
 			}
-			attacker := &tls.Config{
-				InsecureSkipVerify: true, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert,
-				GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.cert, nil },
-				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.cert, nil },
+			_, _, cerr, serr := meet(c.Attacker(), Server(victim, ServerOptions{}))
+			if ruleOf(serr) != want || (serr == nil) != c.Good() || (cerr == nil) != c.Good() {
+				t.Errorf("as client: the server says %v and the client %v, want rule %q", serr, cerr, c.Rule)
 			}
-			_, _, cerr, serr := meet(attacker, Server(victim, ServerOptions{}))
-			if ruleOf(serr) != c.rule || (cerr == nil) != (c.rule == "") {
-				t.Errorf("as client: the server says %v and the client %v, want rule %q", serr, cerr, c.rule)
+			_, _, cerr, _ = meet(Client(victim, ClientOptions{}), c.Attacker())
+			if ruleOf(cerr) != want || (cerr == nil) != c.Good() {
+				t.Errorf("as server: the client says %v, want rule %q", cerr, c.Rule)
 			}
-			_, _, cerr, _ = meet(Client(victim, ClientOptions{}), attacker)
-			if ruleOf(cerr) != c.rule || cerr != nil && c.rule == "" {
-				t.Errorf("as server: the client says %v, want rule %q", cerr, c.rule)
+			if want != "" && !strings.Contains(cerr.Error(), string(want)) {
+				t.Errorf("%q does not name the rule %s", cerr, want)
 			}
-			if c.rule == "" {
-				return
-			}
-			if _, _, _, serr := meet(attacker, Server(victim, ServerOptions{Client: CertificateOptional})); ruleOf(serr) != c.rule {
+			_, s, _, serr := meet(c.Attacker(), Server(victim, ServerOptions{Client: CertificateOptional}))
+			if ruleOf(serr) != want || (serr == nil) != c.Good() {
 				t.Errorf("where certificates are optional a bad one must be refused all the same: %v", serr)
 			}
+			if p := PeerOf(&s); c.Good() && p.ID.String() != hostile.PeerID || !c.Good() && !p.ID.IsZero() {
+				t.Errorf("the server takes it for %q", p.ID)
+			}
 		})
+	}
+	if good < 4 || len(m.Cases)-good < 45 {
+		t.Errorf("%d good and %d hostile certificates", good, len(m.Cases)-good)
 	}
 }
 
@@ -436,36 +409,4 @@ func TestVerifyByName(t *testing.T) {
 			t.Errorf("%s: %v does not name the rule", name, cerr)
 		}
 	}
-}
-
-// BenchmarkHandshake compares a full mutual handshake with crypto/tls alone
-// under the same parameters.
-func BenchmarkHandshake(b *testing.B) {
-	root := newRoot(b, "root")
-	clientPair, serverPair := pair(sign(b, leafTemplate(b, clientID), root)), pair(func() *signed {
-		c := leafTemplate(b, serverID)
-		c.DNSNames = []string{"server"}
-		return sign(b, c, root)
-	}())
-	for _, p := range []*tls.Certificate{clientPair, serverPair} {
-		p.Leaf, _ = x509.ParseCertificate(p.Certificate[0])
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(root.cert)
-	run := func(name string, client, server *tls.Config) {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, _, cerr, serr := meet(client, server); cerr != nil || serr != nil {
-					b.Fatal(cerr, serr)
-				}
-			}
-		})
-	}
-	run("alone",
-		&tls.Config{MinVersion: tls.VersionTLS13, ServerName: "server", RootCAs: roots, Certificates: []tls.Certificate{*clientPair}, NextProtos: []string{"h2"}, SessionTicketsDisabled: true},
-		&tls.Config{MinVersion: tls.VersionTLS13, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert, Certificates: []tls.Certificate{*serverPair}, NextProtos: []string{"h2"}, SessionTicketsDisabled: true})
-	run("mesh",
-		Client(holder(b, clientPair, root), ClientOptions{ServerName: "server"}),
-		Server(holder(b, serverPair, root), ServerOptions{}))
 }

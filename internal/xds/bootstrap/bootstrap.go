@@ -56,7 +56,7 @@ type Server struct {
 
 // ChannelCreds names one way to secure the channel to a server.
 type ChannelCreds struct {
-	Type   string          // "insecure", "tls" or a type that is skipped
+	Type   string          // Insecure, TLS, CertificateProviderCreds or a type that is skipped
 	Config json.RawMessage // nil where there is none
 }
 

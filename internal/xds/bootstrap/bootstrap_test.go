@@ -20,6 +20,8 @@ const full = `{
   "xds_servers": [
     {"server_uri": "unix:///etc/istio/proxy/XDS", "channel_creds": [{"type": "google_default"}, {"type": "insecure"}],
      "server_features": ["xds_v3", "ignore_resource_deletion", "fail_on_data_errors", "resource_timer_is_transient_error", "trusted_xds_server"]},
+    {"server_uri": "xds.example.com:15012", "channel_creds": [{"type": "certificate_provider", "config": {
+      "plugin_name": "csr", "config": {"address": "xds.example.com:15012"}, "server_id": "spiffe://td.example/ns/sinew-system/sa/xdsserver", "server_name": "xds"}}, {"type": "insecure"}]},
     {"server_uri": "xds.example.com:15010", "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": "/etc/ca.pem"}}]}
   ],
   "node": {
@@ -44,7 +46,7 @@ func TestParseReadsEveryField(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Servers) != 2 || c.Servers[0].URI != "unix:///etc/istio/proxy/XDS" || c.Servers[1].URI != "xds.example.com:15010" {
+	if len(c.Servers) != 3 || c.Servers[0].URI != "unix:///etc/istio/proxy/XDS" || c.Servers[1].URI != "xds.example.com:15012" || c.Servers[2].URI != "xds.example.com:15010" {
 		t.Errorf("servers: %+v", c.Servers)
 	}
 	if got := c.Servers[0].selected(); got != 1 {
@@ -107,6 +109,13 @@ func TestParseErrorsNameThePath(t *testing.T) {
 		{"a certificate without its key", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"certificate_file": "c"}}]}]}`, "xds_servers[0].channel_creds[0].config"},
 		{"a bad interval", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"refresh_interval": "soon"}}]}]}`, "xds_servers[0].channel_creds[0].config.refresh_interval"},
 		{"roots that would be left out", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"spiffe_trust_bundle_map_file": "m"}}]}]}`, "xds_servers[0].channel_creds[0].config.spiffe_trust_bundle_map_file"},
+		{"a provider without a configuration", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider"}]}]}`, "xds_servers[0].channel_creds[0].config"},
+		{"a provider without a plugin", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider", "config": {"config": {}}}]}]}`, "xds_servers[0].channel_creds[0].config.plugin_name"},
+		{"a provider's configuration that is no object", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider", "config": {"plugin_name": "csr", "config": []}}]}]}`, "xds_servers[0].channel_creds[0].config.config"},
+		{"a provider's member that is not known", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "x"}, {"type": "certificate_provider", "config": {"plugin_name": "csr", "server": "x"}}]}]}`, "xds_servers[0].channel_creds[1].config.server"},
+		{"a server's ID that is none", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider", "config": {"plugin_name": "csr", "server_id": "xds"}}]}]}`, "xds_servers[0].channel_creds[0].config.server_id"},
+		{"a server's empty ID", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider", "config": {"plugin_name": "csr", "server_id": ""}}]}]}`, "xds_servers[0].channel_creds[0].config.server_id"},
+		{"a server's name that is no string", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "certificate_provider", "config": {"plugin_name": "csr", "server_name": 1}}]}]}`, "xds_servers[0].channel_creds[0].config.server_name"},
 		{"feature of the wrong type", `{"xds_servers": [{"server_uri": "a:1", "channel_creds": [{"type": "insecure"}], "server_features": [1]}]}`, "xds_servers[0].server_features[0]"},
 		{"node of the wrong type", `{"xds_servers": [` + server + `], "node": "n"}`, "node"},
 		{"node id of the wrong type", `{"xds_servers": [` + server + `], "node": {"id": {}}}`, "node.id"},
@@ -312,7 +321,7 @@ func FuzzParse(f *testing.F) {
 		requireSame(t, c, again)
 		c.ListenerName("a/b:1")
 		for i := range c.Servers {
-			if _, err := c.Servers[i].DialOption(); err != nil {
+			if _, err := c.Servers[i].DialOption(noCredentials); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -9,12 +9,18 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/xds"
 )
 
 // writeCertificate makes a self-signed certificate for host that is its own CA.
@@ -132,5 +138,72 @@ func copyFile(t *testing.T, from, to string) {
 	}
 	if err := os.WriteFile(to, b, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func noCredentials(ChannelCreds) (credentials.TransportCredentials, error) {
+	return insecure.NewCredentials(), nil
+}
+
+func TestProviderCredentials(t *testing.T) {
+	c, err := Parse([]byte(full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds, err := ParseProviderCreds(c.Servers[1].ChannelCreds[0].Config)
+	if err != nil || creds.Plugin != "csr" || string(creds.Config) != `{"address": "xds.example.com:15012"}` ||
+		creds.ServerID.String() != "spiffe://td.example/ns/sinew-system/sa/xdsserver" || creds.ServerName != "xds" {
+		t.Errorf("%+v, %v", creds, err)
+	}
+	written, err := creds.ChannelCreds()
+	if err != nil || written.Type != CertificateProviderCreds {
+		t.Fatal(err)
+	}
+	if again, err := ParseProviderCreds(written.Config); err != nil || again.Plugin != creds.Plugin || again.ServerID != creds.ServerID || again.ServerName != creds.ServerName {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if _, err := (&ProviderCreds{}).ChannelCreds(); err == nil {
+		t.Error("credentials without a plugin are written")
+	}
+
+	// Without a maker of such credentials there is no fallback to the next ones.
+	var e *Error
+	if _, err := c.Servers[1].DialOption(nil); !errors.As(err, &e) || e.Path != "channel_creds[0]" {
+		t.Errorf("%v", err)
+	}
+	var got ChannelCreds
+	if _, err := c.Servers[1].DialOption(func(cc ChannelCreds) (credentials.TransportCredentials, error) {
+		got = cc
+		return insecure.NewCredentials(), nil
+	}); err != nil || got.Type != CertificateProviderCreds || string(got.Config) != string(c.Servers[1].ChannelCreds[0].Config) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := c.Servers[1].DialOption(func(ChannelCreds) (credentials.TransportCredentials, error) {
+		return nil, errors.New("no such plugin")
+	}); !errors.As(err, &e) || e.Path != "channel_creds[0].config" || !strings.Contains(err.Error(), "no such plugin") {
+		t.Errorf("%v", err)
+	}
+	for _, i := range []int{0, 2} {
+		if _, err := c.Servers[i].DialOption(nil); err != nil {
+			t.Errorf("server %d: %v", i, err)
+		}
+	}
+}
+
+// TestGRPCSkipsUnknownCredentials: a document for both may put ours first,
+// also where nothing has told gRPC of them.
+func TestGRPCSkipsUnknownCredentials(t *testing.T) {
+	for creds, ok := range map[string]bool{
+		`{"type": "certificate_provider", "config": {"plugin_name": "csr"}}, {"type": "insecure"}`: true,
+		`{"type": "certificate_provider", "config": {"plugin_name": "csr"}}`:                       false,
+	} {
+		document := `{"node": {"id": "x"}, "server_listener_resource_name_template": "%s", "xds_servers": [{"server_uri": "a:1", "channel_creds": [` + creds + `]}]}`
+		s, err := xds.NewGRPCServer(xds.BootstrapContentsForTesting([]byte(document)))
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", creds, err)
+		}
+		if err == nil {
+			s.Stop()
+		}
 	}
 }

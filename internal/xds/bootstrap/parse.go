@@ -167,10 +167,13 @@ func (p *parser) server(raw json.RawMessage, path string) Server {
 		s.ChannelCreds = append(s.ChannelCreds, creds)
 	}
 	if p.err == nil {
-		if i := s.selected(); i < 0 {
-			p.fail(credsPath, "none of these is known (insecure, tls)")
-		} else if s.ChannelCreds[i].Type == "tls" {
+		switch i := s.selected(); {
+		case i < 0:
+			p.fail(credsPath, noneKnown)
+		case s.ChannelCreds[i].Type == TLS:
 			p.tls(s.ChannelCreds[i].Config, join(index(credsPath, i), "config"))
+		case s.ChannelCreds[i].Type == CertificateProviderCreds:
+			p.providerCreds(s.ChannelCreds[i].Config, join(index(credsPath, i), "config"))
 		}
 	}
 	featuresPath := join(path, "server_features")

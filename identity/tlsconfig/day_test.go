@@ -1,0 +1,133 @@
+package tlsconfig
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/sinew-mesh/sinew/identity/source"
+	"github.com/sinew-mesh/sinew/xdsserver/ca"
+)
+
+const authorityID = "spiffe://td.example/ns/sinew-system/sa/xdsserver"
+
+// TestDayWithAuthority: 24 virtual hours of the server's own authority and two
+// workloads that joined with a token and renew every hour, through changes of
+// the issuing certificate, of the root and outages of three quarters of an
+// hour. Every three minutes they meet, and never does a connection fail.
+func TestDayWithAuthority(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		authority, err := ca.Open(t.Context(), filepath.Join(dir, "ca"), ca.Options{
+			TrustDomain: "td.example", WorkloadTTL: 2 * time.Hour, MaxTTL: 2 * time.Hour, CATTL: 5 * time.Hour, RootTTL: 14 * time.Hour,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer authority.Close()
+		first := authority.Bundle().Roots[0]
+		var down atomic.Bool
+		l := bufconn.Listen(64 << 10)
+		server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
+			MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				cert, err := authority.ServerCertificate("/ns/sinew-system/sa/xdsserver", nil, 0)
+				if err != nil {
+					return nil, err
+				}
+				// Whoever has pinned a root by its fingerprint has to see it.
+				for _, r := range authority.Bundle().Roots {
+					cert.Certificate = append(cert.Certificate, r.Raw)
+				}
+				return cert, nil
+			},
+		})))
+		ca.NewService(authority).Register(server)
+		go func() { _ = server.Serve(l) }()
+
+		join := func(name, workload string) source.Source {
+			token, err := authority.Tokens().Create(workload, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte(token.Reveal()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := source.NewCA(source.CAConfig{
+				Address: "ca.test:15012", ServerID: id(t, authorityID), RootFingerprint: ca.Fingerprint(first), JoinTokenFile: path, TTL: 2 * time.Hour,
+				Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+					if down.Load() {
+						return nil, errors.New("connection refused")
+					}
+					return l.DialContext(ctx)
+				},
+			}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		cs, ss := join("client-token", clientID), join("server-token", serverID)
+		synctest.Wait()
+		client, serving := Client(cs, ClientOptions{}), Server(ss, ServerOptions{})
+		roots, rotations := map[string]bool{}, 0
+		var last *tls.Certificate
+		for minute := 0; minute < 24*60; minute += 3 {
+			if err := authority.Tick(t.Context(), time.Now()); err != nil {
+				t.Fatalf("minute %d: %v", minute, err)
+			}
+			down.Store(minute%300 >= 200 && minute%300 < 245)
+			for _, r := range authority.Bundle().Roots {
+				roots[ca.Fingerprint(r)] = true
+			}
+			_, s, cerr, serr := meet(client, serving)
+			if cerr != nil || serr != nil {
+				t.Fatalf("minute %d: %v, %v", minute, cerr, serr)
+			}
+			if got := PeerOf(&s).ID.String(); got != clientID {
+				t.Fatalf("minute %d: the client is %q", minute, got)
+			}
+			m, err := cs.Current()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Certificate != last {
+				last = m.Certificate
+				rotations++
+			}
+			time.Sleep(3 * time.Minute)
+		}
+		if len(roots) < 3 || rotations < 22 {
+			t.Errorf("%d roots and %d certificates in a day: too few to prove anything", len(roots), rotations)
+		}
+		// The authority stays away: the last certificates hold to their end, and not longer.
+		down.Store(true)
+		time.Sleep(50 * time.Minute)
+		if _, _, cerr, serr := meet(client, serving); cerr != nil || serr != nil {
+			t.Errorf("before expiry: %v, %v", cerr, serr)
+		}
+		time.Sleep(2 * time.Hour)
+		if _, _, cerr, serr := meet(client, serving); cerr == nil || serr == nil {
+			t.Errorf("after expiry: %v, %v", cerr, serr)
+		}
+		for _, s := range []source.Source{cs, ss} {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		server.Stop()
+		synctest.Wait()
+	})
+}
