@@ -69,6 +69,15 @@ type Options struct {
 	ReadyWait time.Duration
 	// UserAgentVersion is the node's user_agent_version. Default: as in the bootstrap.
 	UserAgentVersion string
+	// Credentials makes the channel credentials of a server whose first known
+	// ones are of type "certificate_provider" (bootstrap.ParseProviderCreds
+	// reads their configuration). It is called in New, once for each such
+	// server. Default: such a server is an error.
+	Credentials bootstrap.CredentialsFunc
+	// Loads returns what the process has counted since it was called last; it is
+	// asked at the interval that a server with a load reporting service wants.
+	// Default: nothing is reported.
+	Loads func() []Load
 	// DialOptions are added after the client's own, so they win.
 	DialOptions []grpc.DialOption
 }
@@ -188,7 +197,7 @@ func newState(o Options, d decoders) (*Client, error) {
 		c.resources[k] = map[string]*resource{}
 	}
 	for i := range o.Bootstrap.Servers {
-		s, err := newServer(i, &o.Bootstrap.Servers[i], o.DialOptions)
+		s, err := newServer(i, &o.Bootstrap.Servers[i], o.Credentials, o.DialOptions)
 		if err != nil {
 			return nil, err
 		}

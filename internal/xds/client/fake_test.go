@@ -10,6 +10,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -45,6 +46,7 @@ type fake struct {
 	opened    int
 	openedAt  []time.Time
 
+	loads    *loadServer // nil: no load reporting service
 	listener *bufconn.Listener
 	conns    []*freezable
 	grpc     *grpc.Server
@@ -76,6 +78,9 @@ func (f *fake) start() {
 	f.listener = bufconn.Listen(1 << 20)
 	f.grpc = grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}))
 	discovery.RegisterAggregatedDiscoveryServiceServer(f.grpc, f)
+	if f.loads != nil {
+		loadstats.RegisterLoadReportingServiceServer(f.grpc, f.loads)
+	}
 	go f.grpc.Serve(f.listener)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -56,8 +57,8 @@ type server struct {
 	version [kinds]string
 }
 
-func newServer(i int, config *bootstrap.Server, extra []grpc.DialOption) (*server, error) {
-	creds, err := config.DialOption()
+func newServer(i int, config *bootstrap.Server, provider bootstrap.CredentialsFunc, extra []grpc.DialOption) (*server, error) {
+	creds, err := config.DialOption(provider)
 	if err != nil {
 		return nil, fmt.Errorf("xds client: server %q: %w", config.URI, err)
 	}
@@ -177,6 +178,9 @@ func (c *Client) serve(ctx context.Context, s *server) {
 		return
 	}
 	defer cc.Close()
+	var reporting sync.WaitGroup
+	defer reporting.Wait()
+	reporting.Go(func() { c.reportLoads(ctx, cc) })
 	ads := discovery.NewAggregatedDiscoveryServiceClient(cc)
 	b := newBackoff()
 	sotw := false
