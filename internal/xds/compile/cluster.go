@@ -51,12 +51,6 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 	if f := discovery(m, c); f != nil {
 		return nil, f
 	}
-	if f := plainText(m.GetTransportSocket()); f != nil {
-		return nil, f.under("transport_socket")
-	}
-	if f := plainTextMatches(m.GetTransportSocketMatches()); f != nil {
-		return nil, f
-	}
 	for i, filter := range m.GetFilters() {
 		if kind, f := filterType(filter.GetTypedConfig()); f != nil {
 			return nil, f.under("typed_config").underIndex("filters", i)
@@ -84,7 +78,11 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 			return nil, f.under("outlier_detection")
 		}
 	}
-	if f := protocol(m, c); f != nil {
+	n, f := protocol(m, c)
+	if f == nil {
+		f = sockets(m, n, c)
+	}
+	if f != nil {
 		return nil, f
 	}
 	return c, nil

@@ -97,17 +97,15 @@ var asideValidation = map[string]string{
 	"no-op-hash-policy":                               "hash policies are refused",
 	"header-and-channel-id-hash-policy":               "hash policies are refused",
 	// Cluster
-	"happy-case-logical-dns":                                                        "the cluster types of DNS are refused",
-	"happiest-case-with-ring-hash-lb-policy-with-default-config":                    "ring hash is refused",
-	"happiest-case-with-ring-hash-lb-policy-with-none-default-config":               "ring hash is refused",
-	"happiest-case-with-ring-hash-lb-policy-configured-through-LoadBalancingPolicy": "ring hash is refused",
-	"happiest-case-with-custom-lb-configured-through-LoadBalancingPolicy":           "locality-weighted balancing is refused",
-	"happy-case-with-no-identity-certs-using-new-fields":                            "TLS is refused",
-	"happy-case-with-validation-context-provider-instance-using-new-fields":         "TLS is refused",
-	"happy-case-with-combined-validation-context-using-new-fields":                  "TLS is refused",
-	"happy-case-with-sni-flag-enabled":                                              "TLS is refused",
-	"success-and-failure-null":                                                      "outlier detection by success rate is refused",
-	"some-fields-set":                                                               "outlier detection by success rate is refused",
+	"happy-case-logical-dns":                                                                                          "the cluster types of DNS are refused",
+	"happiest-case-with-ring-hash-lb-policy-with-default-config":                                                      "ring hash is refused",
+	"happiest-case-with-ring-hash-lb-policy-with-none-default-config":                                                 "ring hash is refused",
+	"happiest-case-with-ring-hash-lb-policy-configured-through-LoadBalancingPolicy":                                   "ring hash is refused",
+	"happiest-case-with-custom-lb-configured-through-LoadBalancingPolicy":                                             "locality-weighted balancing is refused",
+	"happy-case-with-sni-flag-enabled":                                                                                "the endpoint's host name as SNI is refused",
+	"failure-case-with-validation-context-provider-instance-using-new-fields-and-system-root-certs-env-flag-disabled": "the roots of the system are no experiment",
+	"success-and-failure-null":                                                                                        "outlier detection by success rate is refused",
+	"some-fields-set":                                                                                                 "outlier detection by success rate is refused",
 	// Listener
 	"v3_with_custom_filter_in_old_typed_struct": "a filter of gRPC's own tests",
 	"v3_with_client_only_filter":                "a filter of gRPC's own tests",
@@ -129,7 +127,8 @@ var asideErrors = map[string]string{
 	"the cluster types of DNS are refused":                "type: LOGICAL_DNS is not supported",
 	"ring hash is refused":                                "supported",
 	"locality-weighted balancing is refused":              "wrr_locality",
-	"TLS is refused":                                      "TLS is not supported",
+	"the endpoint's host name as SNI is refused":          "auto_host_sni: not supported",
+	"TLS that verifies no client is refused":              "there are no roots to verify the peer with",
 	"outlier detection by success rate is refused":        "enforcing_success_rate",
 	"additional addresses are refused":                    "additional_addresses: not supported",
 	"priorities are refused":                              "priority: 1 is not supported",
@@ -206,6 +205,10 @@ func TestConformanceValidation(t *testing.T) {
 		unmarshal(t, `{"name": "c", "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}}`, m)
 		m.TransportSocket = &corev3.TransportSocket{ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(t, &tlsv3.UpstreamTlsContext{CommonTlsContext: &tls})}}
 		_, _, err := Cluster(pack(t, m))
+		if c.Server {
+			_, _, err = Inbound(listenerOf(t, inboundOf(`"filter_chains": [`+chain(everyInbound, fmt.Sprintf(
+				`"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", "common_tls_context": %s}}`, c.Resource))+`]`)))
+		}
 		check(c, err)
 	}
 	for _, c := range cases("ClusterLoadAssignment") {
@@ -253,7 +256,7 @@ func TestConformanceValidation(t *testing.T) {
 		}
 		tally.SetAside("choice of a filter chain is refused")
 	}
-	tally.Check(t, "grpc-facts/resource_validation.json", 106, 53)
+	tally.Check(t, "grpc-facts/resource_validation.json", 108, 51)
 }
 
 // aside is the reason why a case may differ from gRPC.
@@ -262,7 +265,7 @@ func aside(c validationCase, err error) string {
 		return asideValidation[c.Name]
 	}
 	for _, reason := range []string{
-		"TLS is refused", "choice of a filter chain is refused",
+		"TLS that verifies no client is refused", "choice of a filter chain is refused",
 		"inbound routes that restrict the domain are refused", "a filter of gRPC's own tests",
 	} {
 		if err != nil && strings.Contains(err.Error(), asideErrors[reason]) {

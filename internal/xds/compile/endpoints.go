@@ -100,7 +100,7 @@ func lbEndpoint(m *endpointv3.LbEndpoint, kind addressKind) (lb.Endpoint, *fault
 	if f != nil {
 		return lb.Endpoint{}, f.under("address").under("endpoint")
 	}
-	e := lb.Endpoint{Address: address, Hostname: m.GetEndpoint().GetHostname(), Weight: 1, Metadata: metadata(m.GetMetadata())}
+	e := lb.Endpoint{Address: address, Hostname: m.GetEndpoint().GetHostname(), Weight: 1, Metadata: metadata(m.GetMetadata(), balanced...), Socket: metadata(m.GetMetadata(), socketMatch)}
 	if m.GetLoadBalancingWeight() != nil {
 		if e.Weight = m.GetLoadBalancingWeight().GetValue(); e.Weight == 0 {
 			return lb.Endpoint{}, faultf("load_balancing_weight", "must be more than 0")
@@ -121,14 +121,17 @@ func lbEndpoint(m *endpointv3.LbEndpoint, kind addressKind) (lb.Endpoint, *fault
 	return e, nil
 }
 
-// endpointMetadata are the filters whose strings an endpoint keeps, in order
-// of preference where two have the same key: what balancing reads, the
-// transport that the endpoint speaks, and Istio's own.
-var endpointMetadata = []string{"envoy.lb", "envoy.transport_socket_match", "istio"}
+// socketMatch is the filter whose metadata transport_socket_matches look at.
+const socketMatch = "envoy.transport_socket_match"
 
-func metadata(m *corev3.Metadata) map[string]string {
+// balanced are the filters whose strings an endpoint keeps: what balancing
+// reads, the transport that the endpoint speaks, and Istio's own.
+var balanced = []string{"envoy.lb", socketMatch, "istio"}
+
+// metadata are the strings of filters, in order of preference where two have the same key.
+func metadata(m *corev3.Metadata, filters ...string) map[string]string {
 	var out map[string]string
-	for _, filter := range endpointMetadata {
+	for _, filter := range filters {
 		for key, value := range m.GetFilterMetadata()[filter].GetFields() {
 			if _, taken := out[key]; taken || value.GetStringValue() == "" {
 				continue

@@ -29,7 +29,7 @@ func TestEndpoints(t *testing.T) {
 	}
 	place := lb.Locality{Region: "r", Zone: "z", SubZone: "s"}
 	want := []lb.Endpoint{
-		{Address: "10.0.0.1:80", Weight: 5, Locality: place, Metadata: map[string]string{"hash_key": "k", "workload": "of envoy.lb", "x": "y", "tlsMode": "istio"}},
+		{Address: "10.0.0.1:80", Weight: 5, Locality: place, Socket: map[string]string{"tlsMode": "istio"}, Metadata: map[string]string{"hash_key": "k", "workload": "of envoy.lb", "x": "y", "tlsMode": "istio"}},
 		{Address: "[2001:db8::1]:81", Weight: 1, Health: lb.Draining, Locality: place},
 		{Address: "reviews.example.com:82", Weight: 1, Health: lb.Degraded, Locality: place},
 		{Address: "10.0.0.1:81", Weight: 1, Health: lb.Unhealthy},

@@ -64,9 +64,12 @@ const (
 	serverSide side = true
 )
 
+// enforce reads a filter that has to be enforced. known is false for others.
+type enforce func(name string, config *anypb.Any, disabled bool) (known bool, f *fault)
+
 // httpFilters accepts a chain that ends in the router and has nothing before
-// it that would have to be enforced.
-func httpFilters(filters []*hcmv3.HttpFilter, where side) *fault {
+// it but what enforce reads and what is harmless. Nil enforces nothing.
+func httpFilters(filters []*hcmv3.HttpFilter, where side, read enforce) *fault {
 	const field = "http_filters"
 	if len(filters) == 0 {
 		return faultf(field, "there is no router, which has to be the last filter")
@@ -78,14 +81,14 @@ func httpFilters(filters []*hcmv3.HttpFilter, where side) *fault {
 		}
 		names[filter.GetName()] = true
 		last := i == len(filters)-1
-		if f := httpFilter(filter, last, where); f != nil {
+		if f := httpFilter(filter, last, where, read); f != nil {
 			return f.underIndex(field, i)
 		}
 	}
 	return nil
 }
 
-func httpFilter(filter *hcmv3.HttpFilter, last bool, where side) *fault {
+func httpFilter(filter *hcmv3.HttpFilter, last bool, where side, read enforce) *fault {
 	optional := filter.GetIsOptional() && where == clientSide
 	if filter.GetConfigDiscovery() != nil && (last || !optional) {
 		return faultf("config_discovery", notSupported)
@@ -102,6 +105,11 @@ func httpFilter(filter *hcmv3.HttpFilter, last bool, where side) *fault {
 	}
 	if last {
 		return faultf("", "filter %q of type %q can not be the last one, which has to be the router", filter.GetName(), typeName(config))
+	}
+	if read != nil {
+		if known, f := read(filter.GetName(), config, filter.GetDisabled()); known {
+			return f
+		}
 	}
 	if optional || filter.GetDisabled() {
 		return nil // a route that enables it is refused, unless that is optional too

@@ -3,6 +3,7 @@ package compile
 import (
 	"errors"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -11,7 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/routing/lb"
 )
@@ -89,11 +92,26 @@ func FuzzRouteConfig(f *testing.F) {
 		&anypb.Any{})
 }
 
+// checkSecurity panics on TLS that would take any server.
+func checkSecurity(c *snapshot.ClientTLS) {
+	if c == nil {
+		return
+	}
+	if (c.Trust == snapshot.TrustSource{}) || c.Verify == snapshot.VerifySANs && len(c.SANs) == 0 {
+		panic("TLS that verifies nothing")
+	}
+}
+
 func FuzzCluster(f *testing.F) {
 	fuzz(f, &clusterv3.Cluster{}, Cluster, func(c *snapshot.Cluster) {
 		if c.EndpointsName == "" {
 			balance(c.Endpoints, c.LB, c.PanicThreshold)
 		}
+		for i := range c.Sockets {
+			checkSecurity(c.Sockets[i].TLS)
+		}
+		checkSecurity(c.TLS)
+		checkSecurity(c.Security(map[string]string{"tlsMode": "istio"}))
 		if c.Outlier != nil && c.Outlier.Validate() != nil || c.RetryBudget != nil && c.RetryBudget.Validate() != nil {
 			panic("invalid values")
 		}
@@ -102,6 +120,9 @@ func FuzzCluster(f *testing.F) {
 			"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}}}`),
 		clusterOf(f, `{"name": "s", "type": "STATIC", "load_assignment": {"endpoints": [{"lb_endpoints": [`+at("10.0.0.1", 80, "")+`]}]},
 			"load_balancing_policy": {"policies": [{"typed_extension_config": {"name": "b", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random"}}}]}}`),
+		clusterOf(f, `{"name": "t", `+eds+`, "transport_socket_matches": [{"name": "tlsMode-istio", "match": {"tlsMode": "istio"}, "transport_socket": `+clientSocket(sdsCert+`, `+sdsTrust, `"sni": "x"`)+`},
+			{"name": "tlsMode-disabled", "transport_socket": {"name": "envoy.transport_sockets.raw_buffer"}}]}`),
+		clusterOf(f, `{"name": "t", `+eds+`, "transport_socket": `+clientSocket(`"tls_certificates": [{"certificate_chain": {"filename": "c"}, "private_key": {"filename": "k"}}], `+trusting(`"trusted_ca": {"filename": "r"}, "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"suffix": "a"}}]`), "")+`}`),
 		&anypb.Any{})
 }
 
@@ -130,13 +151,78 @@ func FuzzListener(f *testing.F) {
 		&anypb.Any{})
 }
 
+// attacker is a request that rules have to do with.
+func attacker() *identity.AccessRequest {
+	r := request("/admin/..;/x", web)
+	r.RawQuery, r.DecodedPath = "access_token=a.b.c", "/admin"
+	r.Header["Authorization"] = []string{"Bearer a.b.c"}
+	return r
+}
+
+// admit makes use of all that a filter chain says.
+func admit(c *snapshot.FilterChain) {
+	r := attacker()
+	c.Paths.Apply(r.Path)
+	if c.External != nil && (c.External.Host == "" || c.External.Timeout <= 0 || c.External.StatusOnError < 400) {
+		panic("an external authorizer that can not be asked")
+	}
+	if c.Authorizer != nil {
+		c.Authorizer.Decide(r)
+		if provider, _, ask := c.Authorizer.Custom(r); ask && (c.External == nil || provider != c.External.Provider) {
+			panic("rules ask an external authorizer that is not there")
+		}
+	} else if c.External != nil {
+		panic("an external authorizer that no rule asks")
+	}
+	if c.Tokens != nil {
+		for _, p := range c.Tokens.Authenticator.Providers() {
+			if _, remote := c.Tokens.Remote[p.Name]; remote == (p.Keys != nil) {
+				panic("a provider without keys, or with two sources of them")
+			}
+		}
+		c.Tokens.Authenticator.Authenticate(r, time.Unix(1_700_000_000, 0), nil)
+	}
+	var uses resilience.LimitUses
+	limits := c.RateLimits
+	for i := range c.Routes {
+		if c.Routes[i].Match.Matches(&r.Request, 0) {
+			limits = append(limits, c.Routes[i].RateLimits...)
+		}
+	}
+	for _, l := range limits {
+		l.Select(&resilience.LimitRequest{Request: &r.Request, RemoteIP: r.RemoteIP, Principal: r.Principal}, &uses)
+	}
+}
+
 func FuzzInbound(f *testing.F) {
+	secured := `"transport_socket": ` + serverSocket(ownCert+`, `+ownTrust, `"require_client_certificate": true`)
 	fuzz(f, &listenerv3.Listener{}, Inbound, func(in *snapshot.Inbound) {
 		if in.Address == "" {
 			panic("no address")
 		}
+		switch {
+		case in.TLS == nil && in.Plain == nil:
+			panic("nobody is let in and there is no error")
+		case in.TLS != nil && (in.TLS.Socket == nil || in.TLS.Socket.Trust == snapshot.TrustSource{} || in.TLS.Socket.Certificate == snapshot.CertificateSource{}):
+			panic("TLS that proves nothing")
+		case in.Plain != nil && in.Plain.Socket != nil:
+			panic("plain text with TLS")
+		}
+		for _, c := range []*snapshot.FilterChain{in.TLS, in.Plain} {
+			if c != nil {
+				admit(c)
+			}
+		}
 	},
 		listenerOf(f, inboundOf(`"filter_chains": [`+chain(everyInbound, "")+`]`)),
 		listenerOf(f, inboundOf(`"default_filter_chain": `+chain(everyInbound, `"transport_socket": {"name": "envoy.transport_sockets.raw_buffer"}`))),
+		listenerOf(f, inboundOf(`"filter_chains": [`+chain(everyInbound, `"filter_chain_match": {"transport_protocol": "tls"}, `+secured)+`, `+chain(`"normalize_path": true, `+everyInbound, `"filter_chain_match": {"transport_protocol": "raw_buffer"}`)+`]`)),
+		listenerOf(f, guarded(custom(`{"url_path": {"path": {"prefix": "/admin"}}}`), extAuthz(grpcService+`, `+whereCustom), jwtFilter(remote+`, "payload_in_metadata": "payload", "from_params": ["access_token"]`, needsP),
+			rbacFilter("audit", `"rules": `+policies("LOG", rule("l", anyone, anyone))),
+			rbacFilter("deny", `"rules": `+policies("DENY", rule("d", `{"url_path": {"path": {"prefix": "/admin"}}}`, `{"not_id": {"authenticated": {"principal_name": {"safe_regex": {"regex": ".*/ns/jobs/.*"}}}}}`))),
+			rbacFilter("allow", `"rules": `+policies("ALLOW", rule("a", `{"destination_port": 9080}`, `{"metadata": {"filter": "envoy.filters.http.jwt_authn", "path": [{"key": "payload"}, {"key": "iss"}], "value": {"string_match": {"exact": "x"}}}}`))),
+			limitFilterOf("limit", perSecond("5"), ""))),
+		listenerOf(f, guarded(extAuthz(httpService), jwtFilter(localKeysOf, needsP), rbacFilter("dry", `"shadow_rules": `+policies("ALLOW", "")))),
+		listenerOf(f, routed(limitFilterOf("l", perSecond("1"), ""), routeOf(`{"prefix": "/a"}`, `"l": {`+limitType+`, `+perSecond("2")+`}`)+`, `+routeOf(`{"prefix": "/"}`, ""), "", "")),
 		&anypb.Any{})
 }

@@ -7,6 +7,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -63,6 +64,12 @@ func packJSON(t testing.TB, json string, m proto.Message) *anypb.Any {
 	t.Helper()
 	unmarshal(t, json, m)
 	return pack(t, m)
+}
+
+func sanMatcher(t testing.TB, json string) *matcherv3.StringMatcher {
+	m := &matcherv3.StringMatcher{}
+	unmarshal(t, json, m)
+	return m
 }
 
 func listenerOf(t testing.TB, json string) *anypb.Any {

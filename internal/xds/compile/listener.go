@@ -51,6 +51,8 @@ func apiListener(m *listenerv3.Listener) (*snapshot.Listener, *fault) {
 		return nil, faultf("filter_chains", "not supported beside api_listener")
 	case m.GetDefaultFilterChain() != nil:
 		return nil, faultf("default_filter_chain", "not supported beside api_listener")
+	case m.GetMetadata().GetFilterMetadata()[ownMetadata] != nil:
+		return nil, faultf("", "not supported beside api_listener").underKey("metadata.filter_metadata", ownMetadata)
 	}
 	var hcm hcmv3.HttpConnectionManager
 	f := extension(m.GetApiListener().GetApiListener(), &hcm)
@@ -66,11 +68,24 @@ func apiListener(m *listenerv3.Listener) (*snapshot.Listener, *fault) {
 
 // clientManager reads the HTTP connection manager of an API listener.
 func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *fault {
-	if f := httpFilters(hcm.GetHttpFilters(), clientSide); f != nil {
+	if f := httpFilters(hcm.GetHttpFilters(), clientSide, nil); f != nil {
 		return f
 	}
 	if f := commonManager(hcm); f != nil {
 		return f
+	}
+	// How the paths of requests that come in are read.
+	for _, field := range []struct {
+		name string
+		set  bool
+	}{
+		{"normalize_path", hcm.GetNormalizePath().GetValue()},
+		{"merge_slashes", hcm.GetMergeSlashes()},
+		{"path_with_escaped_slashes_action", hcm.GetPathWithEscapedSlashesAction() > hcmv3.HttpConnectionManager_KEEP_UNCHANGED},
+	} {
+		if field.set {
+			return faultf(field.name, "not supported in a listener for outbound requests")
+		}
 	}
 	// Idle time, age and number of requests are of downstream connections, which
 	// an API listener does not have: the program's own requests come to it.

@@ -32,10 +32,13 @@ const (
 	isHarmless
 )
 
+// allLists are the lists of all messages.
+var allLists = []map[protoreflect.FullName]lists{listenerLists, routeLists, clusterLists, endpointLists, coreLists, tlsLists, accessLists, tokenLists, authorizerLists, limitLists}
+
 // verdicts are the lists by message and field.
 var verdicts = func() map[protoreflect.FullName]map[protoreflect.Name]verdict {
 	all := make(map[protoreflect.FullName]map[protoreflect.Name]verdict)
-	for _, messages := range []map[protoreflect.FullName]lists{listenerLists, routeLists, clusterLists, endpointLists, coreLists} {
+	for _, messages := range allLists {
 		for message, l := range messages {
 			fields := make(map[protoreflect.Name]verdict)
 			for _, name := range strings.Fields(l.enforced) {
@@ -83,7 +86,9 @@ func field(verdict verdict, fd protoreflect.FieldDescriptor, v protoreflect.Valu
 		return nil
 	case verdict == isRefused:
 		return &fault{path: name, why: notSupported}
-	case fd.IsMap() || fd.Message() == nil || isLeaf(fd.Message()):
+	case fd.IsMap():
+		return values(name, fd, v.Map())
+	case fd.Message() == nil || isLeaf(fd.Message()):
 		return nil
 	case fd.IsList():
 		list := v.List()
@@ -96,6 +101,23 @@ func field(verdict verdict, fd protoreflect.FieldDescriptor, v protoreflect.Valu
 	default:
 		return unlisted(v.Message()).under(name)
 	}
+}
+
+// values looks into the values of a map, in the order of its keys.
+func values(name string, fd protoreflect.FieldDescriptor, m protoreflect.Map) *fault {
+	if fd.MapValue().Message() == nil || isLeaf(fd.MapValue().Message()) {
+		return nil
+	}
+	first, at := (*fault)(nil), ""
+	m.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		if key := k.String(); first == nil || key < at {
+			if f := unlisted(v.Message()).underKey(name, key); f != nil {
+				first, at = f, key
+			}
+		}
+		return true
+	})
+	return first
 }
 
 // isLeaf reports whether a message is a plain value to the code that reads it:

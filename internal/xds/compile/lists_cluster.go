@@ -8,13 +8,12 @@ var clusterLists = map[protoreflect.FullName]lists{
 		enforced: "transport_socket_matches name type eds_cluster_config connect_timeout lb_policy load_assignment " +
 			"max_requests_per_connection circuit_breakers common_http_protocol_options http_protocol_options " +
 			"http2_protocol_options typed_extension_protocol_options outlier_detection least_request_lb_config " +
-			"round_robin_lb_config common_lb_config transport_socket filters load_balancing_policy",
-		// Statistics and load reports; buffers and sockets; names and certificates for TLS and
-		// the lookup of names, which are refused as transport socket and as type of the cluster;
-		// active health checks, refused too.
+			"round_robin_lb_config common_lb_config transport_socket filters load_balancing_policy upstream_http_protocol_options",
+		// Statistics and load reports; buffers and sockets; the lookup of names, which is
+		// refused as type of the cluster; active health checks, refused too.
 		harmless: "alt_stat_name stats_matcher metadata lrs_server lrs_report_endpoint_metrics track_timeout_budgets " +
 			"track_cluster_stats per_connection_buffer_limit_bytes per_connection_buffer_high_watermark_timeout " +
-			"upstream_connection_options upstream_http_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate " +
+			"upstream_connection_options dns_refresh_rate dns_jitter dns_failure_refresh_rate " +
 			"respect_dns_ttl dns_lookup_family dns_resolvers use_tcp_for_dns_lookups dns_resolution_config " +
 			"typed_dns_resolver_config cleanup_interval wait_for_warm_on_init ignore_health_on_host_removal",
 		refused: "transport_socket_matcher cluster_type health_checks upstream_bind_config lb_subset_config " +
@@ -82,8 +81,7 @@ var clusterLists = map[protoreflect.FullName]lists{
 		refused: "zone_aware_lb_config locality_weighted_lb_config",
 	},
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-		enforced: "common_http_protocol_options explicit_http_config use_downstream_protocol_config",
-		harmless: "upstream_http_protocol_options", // names and certificates for TLS, which is refused as transport socket
+		enforced: "common_http_protocol_options explicit_http_config use_downstream_protocol_config upstream_http_protocol_options",
 		refused: "auto_config http_filters header_validation_config outlier_detection request_mirror_policies hash_policy " +
 			"retry_policy",
 	},

@@ -6,11 +6,11 @@ import "google.golang.org/protobuf/reflect/protoreflect"
 // that may be in one are in filters.go.
 var listenerLists = map[protoreflect.FullName]lists{
 	"envoy.config.listener.v3.Listener": {
-		enforced: "name address filter_chains default_filter_chain api_listener",
+		enforced: "name address filter_chains default_filter_chain api_listener metadata",
 		// The process opens its sockets itself: what a listener says about them
 		// is for proxies, and so are statistics and logs. Further addresses are
 		// asked for by name where the process listens on them.
-		harmless: "stat_prefix stats_matcher metadata access_log traffic_direction drain_type additional_addresses " +
+		harmless: "stat_prefix stats_matcher access_log traffic_direction drain_type additional_addresses " +
 			"per_connection_buffer_limit_bytes per_connection_buffer_high_watermark_timeout " +
 			"listener_filters_timeout continue_on_listener_filters_timeout transparent freebind socket_options " +
 			"tcp_fast_open_queue_length connection_balance_config reuse_port enable_reuse_port tcp_backlog_size " +
@@ -21,19 +21,21 @@ var listenerLists = map[protoreflect.FullName]lists{
 	"envoy.config.listener.v3.ApiListener": {enforced: "api_listener"},
 	"envoy.config.listener.v3.FilterChain": {
 		enforced: "filter_chain_match filters transport_socket name",
-		harmless: "metadata transport_socket_connect_timeout", // the timeout is for handshakes, which are refused with the socket
+		harmless: "metadata transport_socket_connect_timeout", // a handshake that takes too long is given up in any case
 		refused:  "use_proxy_proto",
 	},
 	"envoy.config.listener.v3.FilterChainMatch": {
+		enforced: "transport_protocol application_protocols",
 		refused: "destination_port prefix_ranges address_suffix suffix_len direct_source_prefix_ranges source_type " +
-			"source_prefix_ranges source_ports server_names transport_protocol application_protocols",
+			"source_prefix_ranges source_ports server_names",
 	},
 	"envoy.config.listener.v3.Filter": {
 		enforced: "name typed_config",
 		refused:  "config_discovery",
 	},
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": {
-		enforced: "rds route_config http_filters common_http_protocol_options upgrade_configs stream_idle_timeout",
+		enforced: "rds route_config http_filters common_http_protocol_options upgrade_configs stream_idle_timeout " +
+			"normalize_path merge_slashes path_with_escaped_slashes_action",
 		// Statistics, logs, traces and request IDs; how long a proxy drains; the
 		// headers by which proxies tell each other where a request came from;
 		// response headers that name the proxy.
@@ -47,7 +49,7 @@ var listenerLists = map[protoreflect.FullName]lists{
 			"max_request_headers_kb stream_flush_timeout request_timeout request_headers_timeout xff_num_trusted_hops " +
 			"original_ip_detection_extensions early_header_mutation_extensions internal_address_config " +
 			"forward_client_cert_details set_current_client_cert_details forward_client_cert_matcher proxy_100_continue " +
-			"normalize_path merge_slashes path_with_escaped_slashes_action local_reply_config strip_matching_host_port " +
+			"local_reply_config strip_matching_host_port " +
 			"strip_any_host_port stream_error_on_invalid_http_message path_normalization_options strip_trailing_host_dot " +
 			"typed_header_validation_config forward_proto_config",
 	},

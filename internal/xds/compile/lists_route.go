@@ -30,8 +30,8 @@ var routeLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.config.route.v3.NonForwardingAction": {},
 	"envoy.config.route.v3.RouteMatch": {
-		enforced: "prefix path safe_regex path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc",
-		refused:  "connect_matcher path_match_policy cookies tls_context dynamic_metadata filter_state",
+		enforced: "prefix path safe_regex path_separated_prefix path_match_policy case_sensitive runtime_fraction headers query_parameters grpc",
+		refused:  "connect_matcher cookies tls_context dynamic_metadata filter_state",
 	},
 	"envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions": {},
 	"envoy.config.route.v3.HeaderMatcher": {

@@ -17,6 +17,10 @@ func match(m *routev3.RouteMatch, out *routing.Match) *fault {
 	if f := pathMatch(m, &out.Path); f != nil {
 		return f
 	}
+	return conditionsBesidePath(m, out)
+}
+
+func conditionsBesidePath(m *routev3.RouteMatch, out *routing.Match) *fault {
 	out.GRPC = m.GetGrpc() != nil
 	for i, h := range m.GetHeaders() {
 		hm, f := headerMatch(h)
@@ -61,6 +65,8 @@ func pathMatch(m *routev3.RouteMatch, out *routing.PathMatch) *fault {
 			return f.under("safe_regex")
 		}
 		*out = routing.PathMatch{Kind: routing.PathRegex, Regex: re}
+	case *routev3.RouteMatch_PathMatchPolicy:
+		return faultf("path_match_policy", notSupported)
 	default:
 		return faultf("", "there is no condition on the path")
 	}

@@ -18,30 +18,31 @@ const upstreamOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 // use_downstream_protocol_config means the version of the request that is
 // sent on; here that is the program's own, which is HTTP/2 for gRPC and
 // HTTP/1.1 else, as without any setting.
-func protocol(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
+func protocol(m *clusterv3.Cluster, c *snapshot.Cluster) (names, *fault) {
 	options := m.GetTypedExtensionProtocolOptions()
 	for _, key := range sortedKeys(options) {
 		if key != upstreamOptions {
-			return faultf("", notSupported).underKey("typed_extension_protocol_options", key)
+			return names{}, faultf("", notSupported).underKey("typed_extension_protocol_options", key)
 		}
 	}
 	config, ok := options[upstreamOptions]
 	if !ok {
 		c.HTTP2 = m.GetHttp2ProtocolOptions() != nil
 		number(&c.MaxRequestsPerConnection, m.GetMaxRequestsPerConnection())
-		return connections(m.GetCommonHttpProtocolOptions(), c).under("common_http_protocol_options")
+		return serverNames(m.GetUpstreamHttpProtocolOptions()), connections(m.GetCommonHttpProtocolOptions(), c).under("common_http_protocol_options")
 	}
 	for _, old := range []struct {
 		name string
 		set  bool
 	}{
+		{"upstream_http_protocol_options", m.GetUpstreamHttpProtocolOptions() != nil},
 		{"max_requests_per_connection", m.GetMaxRequestsPerConnection() != nil},
 		{"common_http_protocol_options", m.GetCommonHttpProtocolOptions() != nil},
 		{"http_protocol_options", m.GetHttpProtocolOptions() != nil},
 		{"http2_protocol_options", m.GetHttp2ProtocolOptions() != nil},
 	} {
 		if old.set {
-			return faultf(old.name, "not supported beside typed_extension_protocol_options")
+			return names{}, faultf(old.name, "not supported beside typed_extension_protocol_options")
 		}
 	}
 	var o upstreamv3.HttpProtocolOptions
@@ -50,7 +51,11 @@ func protocol(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
 		c.HTTP2 = o.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil
 		f = connections(o.GetCommonHttpProtocolOptions(), c).under("common_http_protocol_options")
 	}
-	return f.underKey("typed_extension_protocol_options", upstreamOptions)
+	return serverNames(o.GetUpstreamHttpProtocolOptions()), f.underKey("typed_extension_protocol_options", upstreamOptions)
+}
+
+func serverNames(o *corev3.UpstreamHttpProtocolOptions) names {
+	return names{ofRequest: o.GetAutoSni(), verified: o.GetAutoSanValidation()}
 }
 
 // connections reads how long a connection may be kept.
