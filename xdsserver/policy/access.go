@@ -2,34 +2,47 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	mesh "istio.io/api/mesh/v1alpha1"
 	security "istio.io/api/security/v1beta1"
 	selectors "istio.io/api/type/v1beta1"
 )
 
-// Options says what the server that puts policy in force can do.
-type Options struct {
-	// AccessEnforced: the objects of security.istio.io are enforced, so they are put in
-	// force like others; one that can not be withholds listeners instead: see
-	// Set.Withheld. By default they are not read, and every one of them is a problem
-	// that Result.Security returns. Access objects of other groups always are.
-	AccessEnforced bool
-}
-
-// newAccessSpec makes an empty spec of the kinds that say who may call whom.
+// newAccessSpec makes an empty spec of Istio's kinds that say who may call whom.
 var newAccessSpec = map[string]func() proto.Message{
 	"PeerAuthentication":    func() proto.Message { return new(security.PeerAuthentication) },
 	"AuthorizationPolicy":   func() proto.Message { return new(security.AuthorizationPolicy) },
 	"RequestAuthentication": func() proto.Message { return new(security.RequestAuthentication) },
 }
 
-// accessSpec is what the specs of all access kinds have.
+// meshConfigKind is the kind of the object that holds MeshConfig. Other objects of it
+// are left out.
+const meshConfigKind = "ConfigMap"
+
+// accessKinds makes an empty spec of every kind that restricts access: of what decides
+// who may call whom, or how often. Their last good state outlives a restart, and
+// one that has none withholds listeners.
+var accessKinds = func() map[string]func() any {
+	out := map[string]func() any{
+		meshConfigKind:             func() any { return new(mesh.MeshConfig) },
+		"Server":                   func() any { return new(ServerSpec) },
+		"HTTPLocalRateLimitPolicy": func() any { return new(RateLimitSpec) },
+	}
+	for kind, newSpec := range newAccessSpec {
+		out[kind] = func() any { return newSpec() }
+	}
+	return out
+}()
+
+// accessSpec is what the specs of Istio's access kinds have.
 type accessSpec interface {
 	proto.Message
 	GetSelector() *selectors.WorkloadSelector
@@ -61,35 +74,41 @@ func (b *Broken) Selects(labels map[string]string, namespace string) bool {
 	return (b.Namespace == "" || b.Namespace == namespace) && HasLabels(labels, b.Labels)
 }
 
-// accessObject reads an object that says who may call whom. The file's problems get
-// what is said of it where access policy is not enforced.
+// accessObject reads an object of a group that says who may call whom. What is not
+// known of it, or not enforced, restricts access all the same.
 func (f *File) accessObject(v *value, o *Object, d *decoder, group, version string) {
-	gate := slices.Clone(d.problems)
-	gate = append(gate, Problem{
-		At: Position{f.Name, v.get("kind").line}, Object: d.ref,
-		Message: fmt.Sprintf("objects of %s say who may call whom, which this server does not enforce: it does not serve a folder that holds one", group),
-	})
-	for i := range gate {
-		gate[i].Security, gate[i].gate = true, group == istioSecurity
-	}
-	f.Problems = append(f.Problems, gate...)
-	if group != istioSecurity {
-		return
-	}
-	known := newAccessSpec[o.Kind] != nil
-	if known {
+	known := true
+	switch {
+	case group == istioSecurity && newAccessSpec[o.Kind] != nil:
 		if version != "v1" && version != "v1beta1" {
 			d.errorf(v.get("apiVersion").line, "apiVersion", "version %s of %s is not known: use v1 or v1beta1", version, group)
 		}
 		d.istio(v, o, newAccessSpec[o.Kind]())
 		d.hollowAccess()
-	} else {
-		d.errorf(v.get("kind").line, "kind", "%s %s: this kind of object is not known%s", o.APIVersion, o.Kind, suggest(o.Kind, sortedKeys(newAccessSpec)))
+	case group == linkerdPolicy && linkerdVersions[o.Kind] != "":
+		d.linkerd(v, o, version)
+	default:
+		known = false
+		why := "this kind of object is not known" + suggest(o.Kind, sortedKeys(newAccessSpec))
+		if group != istioSecurity {
+			why = "the mesh does not enforce this kind of object: use an AuthorizationPolicy of " + istioSecurity
+		}
+		d.errorf(v.get("kind").line, "kind", "%s %s: %s", o.APIVersion, o.Kind, why)
 	}
+	f.addAccess(o, d, known)
+}
+
+// addAccess keeps an access object that was read. One of which nobody knows what it is,
+// or which, is not kept, but counts for what it may restrict.
+func (f *File) addAccess(o *Object, d *decoder, known bool) {
 	o.problems = d.problems
 	o.bad = slices.ContainsFunc(d.problems, func(p Problem) bool { return p.Severity == Error })
 	if !known || o.Name == "" {
 		f.unknown = append(f.unknown, brokenObject(o))
+	}
+	if !known {
+		f.Problems = append(f.Problems, d.problems...)
+		return
 	}
 	f.access = append(f.access, o)
 }
@@ -134,7 +153,7 @@ func brokenObject(o *Object) Broken {
 	wrong := func(fields ...string) bool {
 		return slices.ContainsFunc(o.problems, func(p Problem) bool {
 			return p.Severity == Error && slices.ContainsFunc(fields, func(f string) bool {
-				return p.Field == f || strings.HasSuffix(f, ".selector") && (strings.HasPrefix(p.Field, f+".") || strings.HasPrefix(p.Field, f+"["))
+				return p.Field == f || strings.HasSuffix(strings.ToLower(f), "selector") && (strings.HasPrefix(p.Field, f+".") || strings.HasPrefix(p.Field, f+"["))
 			})
 		})
 	}
@@ -144,20 +163,33 @@ func brokenObject(o *Object) Broken {
 			break
 		}
 	}
-	if wrong("metadata", "metadata.namespace") || b.Namespace == RootNamespace {
+	// MeshConfig is for all, wherever a mistake has put it.
+	_, forAll := o.Spec.(*mesh.MeshConfig)
+	if forAll || wrong("metadata", "metadata.namespace") || b.Namespace == RootNamespace {
 		b.Namespace = ""
 	}
-	spec, ok := o.Spec.(accessSpec)
-	if !ok || wrong("spec", "spec.selector") {
+	if wrong("spec", "spec.selector", "spec.podSelector") {
 		return b
 	}
 	// A target beside a selector is an error of the spec.
-	b.Labels = maps.Clone(spec.GetSelector().GetMatchLabels())
+	b.Labels = maps.Clone(selectedLabels(o.Spec))
 	return b
+}
+
+// selectedLabels returns labels that all workloads have which an access spec selects.
+func selectedLabels(spec any) map[string]string {
+	switch spec := spec.(type) {
+	case accessSpec:
+		return spec.GetSelector().GetMatchLabels()
+	case *ServerSpec:
+		return spec.PodSelector.MatchLabels
+	}
+	return nil
 }
 
 var (
 	accessWords   = regexp.MustCompile(`security\.istio\.io|access\.smi-spec\.io|policy\.linkerd\.io|\b(?:PeerAuthentication|AuthorizationPolicy|RequestAuthentication)\b`)
+	meshWords     = regexp.MustCompile(`(?s)\bConfigMap\b.*\b` + RootNamespace + `\b|\b` + RootNamespace + `\b.*\bConfigMap\b`)
 	apiVersionKey = regexp.MustCompile(`apiVersion["']?\s*:`)
 	namespaceKey  = regexp.MustCompile(`\bnamespace["']?\s*:`)
 	namespaceLine = regexp.MustCompile(`(?m)^[ ]+namespace:[ ]+["']?([a-z0-9][-a-z0-9]*)["']?[ ]*\r?$`)
@@ -166,7 +198,7 @@ var (
 // suspect notes a text that can not be read in full, if it seems to restrict access.
 // It applies to one namespace where the text can only mean that one.
 func (f *File) suspect(text []byte, line int) {
-	if !accessWords.Match(text) || slices.ContainsFunc(f.unknown, func(b Broken) bool {
+	if !accessWords.Match(text) && !meshWords.Match(text) || slices.ContainsFunc(f.unknown, func(b Broken) bool {
 		return b.At.Line >= line && b.At.Line <= line+bytes.Count(text, []byte("\n"))
 	}) {
 		return
@@ -189,7 +221,7 @@ func (b *build) claimAccess(files []*File) {
 	for _, f := range files {
 		for _, o := range f.access {
 			b.problems = append(b.problems, o.problems...)
-			if ref := o.Ref(); ref.Name != "" && newAccessSpec[ref.Kind] != nil {
+			if ref := o.Ref(); ref.Name != "" {
 				claims[ref] = append(claims[ref], o)
 			}
 		}
@@ -225,26 +257,63 @@ func (b *build) claimAccess(files []*File) {
 }
 
 func sameAccess(x, y *Object) bool {
+	if x.bad || y.bad || x.Annotations[dryRunAnnotation] != y.Annotations[dryRunAnnotation] || !x.Created.Equal(y.Created) {
+		return false
+	}
 	sx, ok1 := x.Spec.(proto.Message)
 	sy, ok2 := y.Spec.(proto.Message)
-	return ok1 && ok2 && !x.bad && !y.bad && x.Annotations[dryRunAnnotation] == y.Annotations[dryRunAnnotation] &&
-		x.Created.Equal(y.Created) && proto.Equal(sx, sy)
+	if ok1 && ok2 {
+		return proto.Equal(sx, sy)
+	}
+	return reflect.DeepEqual(x.Spec, y.Spec)
 }
 
 // doubt looks at what is not known of a file from which kept access objects stay in
 // force. Each of them may be what a document that can not be read is now; where there
 // are more such documents, something new restricts access. A file that never could be
-// read may do so as well, unless it is known what was in force before.
+// read may do so as well, unless it is known what was in force before; and where that
+// is lost, so may one that can be read only in part.
 func (b *build) doubt(f *File, kept int, previous *Result) {
 	if len(f.unknown) > kept {
 		for _, lost := range f.unknown {
 			b.withhold(lost)
 		}
 	}
-	if f.unread && kept == 0 && (previous == nil || previous.blind[f.Name]) {
+	blind := f.unread && previous == nil || previous != nil && (previous.blind[f.Name] || previous.lost)
+	if f.Partial && kept == 0 && blind {
 		b.blind[f.Name] = true
 		b.withhold(Broken{At: Position{File: f.Name}, Reason: f.Problems[0].String()})
 	}
+}
+
+// stillWithheld goes on withholding for what was broken in a file, or a folder, that can
+// not be read in full now: it may still be there.
+func (b *build) stillWithheld(name string, before []Broken) {
+	for _, lost := range before {
+		_, claimed := b.claims[lost.Object]
+		if within(lost.At.File, name) && !claimed && !slices.ContainsFunc(b.broken, lost.same) {
+			b.withhold(lost)
+		}
+	}
+}
+
+// same reports whether both withhold the same for the same file.
+func (b Broken) same(x Broken) bool {
+	return x.At.File == b.At.File && x.Object == b.Object && x.Namespace == b.Namespace && maps.Equal(x.Labels, b.Labels)
+}
+
+// allBroken returns what withholds listeners, by file and line, each only once.
+func (b *build) allBroken() []Broken {
+	slices.SortStableFunc(b.broken, func(x, y Broken) int {
+		return cmp.Or(strings.Compare(x.At.File, y.At.File), cmp.Compare(x.At.Line, y.At.Line))
+	})
+	var out []Broken
+	for _, lost := range b.broken {
+		if !slices.ContainsFunc(out, lost.same) {
+			out = append(out, lost)
+		}
+	}
+	return out
 }
 
 func (b *build) withhold(lost Broken) {

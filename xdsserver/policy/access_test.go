@@ -9,9 +9,6 @@ import (
 	"testing"
 )
 
-// on is a server that enforces access policy.
-var on = Options{AccessEnforced: true}
-
 func authz(name, namespace, app, rest string) string {
 	selector := ""
 	if app != "" {
@@ -51,6 +48,15 @@ func accessInForce(s *Set) []string {
 	for _, p := range s.RequestAuthentications {
 		out = append(out, "request "+p.Name)
 	}
+	for _, p := range s.Servers {
+		out = append(out, fmt.Sprintf("server %s %d%s", p.Name, p.Spec.Port, p.Spec.PortName))
+	}
+	for _, p := range s.RateLimits {
+		out = append(out, fmt.Sprintf("limit %s %d", p.Name, p.Spec.Total))
+	}
+	if s.MeshConfig != nil {
+		out = append(out, "mesh "+s.MeshConfig.TrustDomain())
+	}
 	slices.Sort(out)
 	return out
 }
@@ -85,45 +91,29 @@ func parseAll(texts map[string]string) []*File {
 	return out
 }
 
-// TestAccessGate: a server that does not enforce access policy is told of every object,
-// and puts none in force, whether it is valid or not.
-func TestAccessGate(t *testing.T) {
-	const said = "objects of security.istio.io say who may call whom, which this server does not enforce: it does not serve a folder that holds one"
+// TestOtherAccess: what restricts access in a way that is not enforced is refused, and
+// withholds the workloads of its namespace.
+func TestOtherAccess(t *testing.T) {
 	in := map[string]string{
-		"a.yaml": authz("ok", "default", "pay", goodRule) + "---\n" + authz("bad", "default", "pay", badRule),
-		"b.yaml": "apiVersion: security.istio.io/v1\nkind: Else\nmetadata: {nmae: x}\n",
-		"c.yaml": "apiVersion: policy.linkerd.io/v1alpha1\nkind: HTTPLocalRateLimitPolicy\nmetadata: {name: l}\n",
+		"a.yaml": "apiVersion: security.istio.io/v1\nkind: Else\nmetadata: {nmae: x}\n",
+		"b.yaml": "apiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: l, namespace: prod}\n",
+		"c.yaml": "apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {name: t}\n",
+		// Not the Linkerd object of the same kind and name.
+		"d.yaml": authz("l", "prod", "pay", goodRule),
 	}
-	off := Build(parseAll(in), nil)
-	wantTexts(t, off.Problems,
-		"a.yaml:2: AuthorizationPolicy default/ok: "+said,
-		"a.yaml:9: AuthorizationPolicy default/bad: "+said,
-		"b.yaml:2: Else default/(no name): "+said,
-		"b.yaml:3: Else default/(no name): metadata.nmae: unknown field; did you mean name?",
-		"b.yaml:3: Else default/(no name): metadata.name: required",
-		"c.yaml:2: HTTPLocalRateLimitPolicy default/l: "+strings.Replace(said, "security.istio.io", "policy.linkerd.io", 1),
+	r := Build(parseAll(in), nil)
+	const withheld = "notice: restricts access in a way that is not known: every workload of namespace "
+	wantTexts(t, r.Problems,
+		"a.yaml:2: Else default/(no name): kind: security.istio.io/v1 Else: this kind of object is not known",
+		"a.yaml:3: Else default/(no name): metadata.nmae: unknown field; did you mean name?",
+		"a.yaml:3: Else default/(no name): metadata.name: required",
+		"a.yaml:1: Else default/(no name): "+withheld+"default is not served its inbound listener",
+		"b.yaml:2: AuthorizationPolicy prod/l: kind: policy.linkerd.io/v1alpha1 AuthorizationPolicy: the mesh does not enforce this kind of object: use an AuthorizationPolicy of security.istio.io",
+		"b.yaml:1: AuthorizationPolicy prod/l: "+withheld+"prod is not served its inbound listener",
+		"c.yaml:2: TrafficTarget default/t: kind: access.smi-spec.io/v1alpha3 TrafficTarget: the mesh does not enforce this kind of object: use an AuthorizationPolicy of security.istio.io",
+		"c.yaml:1: TrafficTarget default/t: "+withheld+"default is not served its inbound listener",
 	)
-	if err := off.Security(); err == nil || strings.Count(err.Error(), "say who may call whom") != 4 {
-		t.Errorf("security: %v", err)
-	}
-	if got := accessInForce(off.Set); got != nil || off.Set.Broken != nil {
-		t.Errorf("in force: %q, broken: %v", got, off.Set.Broken)
-	}
-
-	r := on.Build(parseAll(in), nil)
-	if got := accessInForce(r.Set); !slices.Equal(got, []string{"authz ok a"}) {
-		t.Errorf("in force: %q", got)
-	}
-	if err := r.Security(); err == nil || !strings.Contains(err.Error(), "c.yaml:2") || strings.Contains(err.Error(), "istio") {
-		t.Errorf("what stays without enforcement: %v", err)
-	}
-	delete(in, "c.yaml")
-	if err := on.Build(parseAll(in), nil).Security(); err != nil {
-		t.Errorf("what is enforced stops the server: %v", err)
-	}
-	// Nothing of it is in force in a server that stops enforcing.
-	in["a.yaml"] = "{"
-	if got := accessInForce(Build(parseAll(in), r).Set); got != nil {
+	if got := accessInForce(r.Set); !slices.Equal(got, []string{"authz l a"}) {
 		t.Errorf("in force: %q", got)
 	}
 }
@@ -172,10 +162,10 @@ spec:
     jwks: '{"keys": []}'
 `,
 	} {
-		r := on.Build(files(map[string]string{"f.yaml": in}), nil)
+		r := Build(files(map[string]string{"f.yaml": in}), nil)
 		wantTexts(t, r.Problems)
-		if len(accessInForce(r.Set)) != 1 || r.Security() != nil || r.Set.Broken != nil {
-			t.Errorf("%s: in force %q, security %v, broken %v", in, accessInForce(r.Set), r.Security(), r.Set.Broken)
+		if len(accessInForce(r.Set)) != 1 || r.Set.Broken != nil {
+			t.Errorf("%s: in force %q, broken %v", in, accessInForce(r.Set), r.Set.Broken)
 		}
 	}
 }
@@ -233,7 +223,9 @@ func TestAccessProblems(t *testing.T) {
 		{when("key: 'request.experimental.inline.headers[b]', values: [a]"), "spec.rules[0].when[0].key", "mesh does not enforce"},
 		{strings.Replace(ap(goodRule), "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'yes'}, ", 1), "metadata.annotations[istio.io/dry-run]", "neither"},
 		{strings.Replace(ap("{action: AUDIT}"), "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, ", 1), "metadata.annotations[istio.io/dry-run]", "AUDIT"},
-		{strings.Replace(pa("mtls: {mode: STRICT}"), "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, ", 1), "metadata.annotations[istio.io/dry-run]", "only an AuthorizationPolicy"},
+		{strings.Replace(pa("mtls: {mode: STRICT}"), "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'yes'}, ", 1), "metadata.annotations[istio.io/dry-run]", "neither"},
+		{strings.Replace(ra("jwksUri: 'https://a/'"), "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, ", 1), "metadata.annotations[istio.io/dry-run]", "only an AuthorizationPolicy"},
+		{ap("{action: CUSTOM, provider: {name: ext}, rules: [{}]}"), "spec.provider.name", "no extensionProvider \"ext\""},
 		{strings.Replace(ap(goodRule), "/v1", "/v1alpha1", 1), "apiVersion", "use v1 or v1beta1"},
 		{pa("mtls: {mode: STRICKT}"), "spec.mtls.mode", "UNSET, DISABLE, PERMISSIVE, STRICT"},
 		{pa("mtls: {mode: 9}"), "spec.mtls.mode", "not a mode"},
@@ -257,7 +249,7 @@ func TestAccessProblems(t *testing.T) {
 		{ra("presence: MANDATORY"), "spec.jwtRules[0].presence", "unknown field"},
 	} {
 		in := tt.in
-		r := on.Build(files(map[string]string{"f.yaml": in}), nil)
+		r := Build(files(map[string]string{"f.yaml": in}), nil)
 		var found []Problem
 		for _, p := range r.Problems {
 			if p.Severity == Error {
@@ -295,13 +287,13 @@ func TestHollowFields(t *testing.T) {
 		{"rules: [{from: [{source: {principals: [], namespaces: [a]}}]}]", "spec.rules[0].from[0].source.principals", Warning},
 		{"rules: [{from: [{source: {principals: []}}]}]", "spec.rules[0].from[0].source", Error},
 	} {
-		r := on.Build(files(map[string]string{"f.yaml": authz("x", "default", "", tt.spec)}), nil)
+		r := Build(files(map[string]string{"f.yaml": authz("x", "default", "", tt.spec)}), nil)
 		if !slices.ContainsFunc(r.Problems, func(p Problem) bool { return p.Field == tt.field && p.Severity == tt.severity && p.At.Line == 5 }) {
 			t.Errorf("%s: %q, want %s of %s", tt.spec, texts(r.Problems), tt.severity, tt.field)
 		}
 	}
 	in := "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec: {selector: {matchLabels: {foo: bar}}, portLevelMtls: {}}\n"
-	wantTexts(t, on.Build(files(map[string]string{"f.yaml": in}), nil).Problems,
+	wantTexts(t, Build(files(map[string]string{"f.yaml": in}), nil).Problems,
 		"f.yaml:4: PeerAuthentication default/x: spec.portLevelMtls: must not be empty",
 		"f.yaml:1: PeerAuthentication default/x: notice: restricts access in a way that is not known: every workload of namespace default with the labels foo=bar is not served its inbound listener")
 }
@@ -387,6 +379,15 @@ func TestWithheld(t *testing.T) {
 		{"text that can not be read, and does not restrict", []step{{one("apiVersion: v1\nkind: Service\nspec: [\n"), nil, nil}}},
 		{"a list that can not be read", []step{{one("apiVersion: v1\nkind: List\nitems: {apiVersion: security.istio.io/v1}\n"), nil, all}}},
 		{"in a list", []step{{one("apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSpace(bad), "\n", "\n  ") + "\n"), nil, []string{"default/pay"}}}},
+		{"what is broken stays so while its file can not be read", []step{
+			{one(bad), nil, []string{"default/pay"}},
+			{one(""), nil, []string{"default/pay"}},
+			{one("{["), nil, []string{"default/pay"}},
+			{one(authz("q", "default", "pay", goodRule) + "---\n{["), []string{"authz q a"}, []string{"default/pay"}},
+			{one(good + "---\n{["), []string{"authz p a", "authz q a"}, nil},
+			{one("# gone\n"), nil, nil},
+			{one(""), nil, nil},
+		}},
 		{"an empty file says nothing, and loses nothing", []step{
 			{one(""), nil, nil},
 			{one(good), []string{"authz p a"}, nil},
@@ -414,6 +415,35 @@ func TestWithheld(t *testing.T) {
 			{map[string]string{"a.yaml": good, "b.yaml": authz("p", "default", "web", goodRule)}, nil, []string{"default/pay", "default/web"}},
 			{map[string]string{"a.yaml": good, "b.yaml": strings.Replace(good, "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, ", 1)}, nil, []string{"default/pay"}},
 		}},
+		{"the settings of the mesh", []step{
+			{one(settings("trustDomian: a")), nil, all},
+			{one(settings("trustDomain: a")), []string{"mesh a"}, nil},
+			{one(settings("trustDomian: b")), []string{"mesh a"}, nil},
+			{one(settings("trustDomain: [")), []string{"mesh a"}, nil},
+			{one(strings.Replace(settings("trustDomain: b"), "data:", "data: [", 1)), []string{"mesh a"}, nil},
+			{map[string]string{"a.yaml": settings("trustDomain: a"), "b.yaml": settings("trustDomain: b")}, []string{"mesh a"}, nil},
+			{one("# gone\n"), nil, nil},
+			{map[string]string{"a.yaml": settings("trustDomain: a"), "b.yaml": settings("trustDomain: b")}, nil, all},
+		}},
+		{"limits", []step{
+			{one(limit("l", "web", "total: {rps: 1}")), nil, []string{"default/pay", "default/web"}},
+			{one(limit("l", "web", "total: {requestsPerSecond: 1}")), []string{"limit l 1"}, nil},
+			{one(limit("l", "web", "total: {rps: 1}")), []string{"limit l 1"}, nil},
+			{one(limit("l", "web", "total: {requestsPerSecond: 2}")), []string{"limit l 2"}, nil},
+			{one(strings.Replace(limit("l", "web", "total: {requestsPerSecond: 2}"), "name: l", "nmae: l", 1)), []string{"limit l 2"}, nil},
+			{one("# gone\n"), nil, nil},
+		}},
+		{"a server", []step{
+			{one(server("s", "{podSelector: {matchLabels: {app: pay}}, port: 80}")), nil, []string{"default/pay"}},
+			{one(server("s", "{accessPolicy: all-unauthenticated, podSelector: {matchLabels: {app: pay}}, port: 80}")), []string{"server s 80"}, nil},
+			{one(server("s", "{podSelector: {matchLabels: {app: pay}}, port: 80}")), []string{"server s 80"}, nil},
+		}},
+		{"a Linkerd object without a kind", []step{{one("apiVersion: policy.linkerd.io/v1beta3\nmetadata: {name: s, namespace: prod}\n"), nil, []string{"prod/pay", "prod/web"}}}},
+		{"a custom authorizer that is not there", []step{
+			{one(authz("p", "default", "pay", "action: CUSTOM\n  provider: {name: x}\n  rules: [{}]")), nil, []string{"default/pay"}},
+			{one(authz("p", "default", "pay", goodRule)), []string{"authz p a"}, nil},
+			{one(authz("p", "default", "pay", "action: CUSTOM\n  provider: {name: x}\n  rules: [{}]")), []string{"authz p a"}, nil},
+		}},
 		{"what is accepted does not count while its group is not enforced", []step{
 			{one("apiVersion: networking.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n"), nil, []string{"default/pay", "default/web"}},
 		}},
@@ -433,7 +463,7 @@ func TestWithheld(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					r = on.Build(parseAll(s.files), previous)
+					r = Build(parseAll(s.files), previous)
 					if got := accessInForce(r.Set); !slices.Equal(got, s.want) {
 						t.Errorf("step %d, restarted %v: in force %q, want %q\n%q", i, restarted, got, s.want, texts(r.Problems))
 					}
@@ -476,12 +506,12 @@ func TestAccessState(t *testing.T) {
 	in := strings.Replace(authz("p", "prod", "pay", "rules: [{to: [{operation: {paths: ['/a\"<']}}], when: [{key: 'request.headers[x]', notValues: [y]}]}]"),
 		"metadata: {", "metadata: {creationTimestamp: 2026-01-31T12:00:00Z, labels: {l: m}, annotations: {istio.io/dry-run: 'true'}, ", 1) +
 		"---\n" + peers("m", RootNamespace, "", "STRICT") + "---\n" + kubeService("web")
-	first := on.Build(files(map[string]string{"f.yaml": in}), nil)
+	first := Build(files(map[string]string{"f.yaml": in}), nil)
 	state, err := first.AccessState()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, _ := on.Build(files(map[string]string{"f.yaml": in}), first).AccessState(); string(again) != string(state) {
+	if again, _ := Build(files(map[string]string{"f.yaml": in}), first).AccessState(); string(again) != string(state) {
 		t.Errorf("equal states differ:\n%s\n%s", state, again)
 	}
 	restored, err := RestoreAccess(state)

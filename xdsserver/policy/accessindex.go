@@ -9,29 +9,47 @@ import (
 	selectors "istio.io/api/type/v1beta1"
 )
 
-// dryRunAnnotation marks an AuthorizationPolicy that is evaluated but not enforced.
+// dryRunAnnotation marks a policy that is evaluated but not enforced. Istio knows it for
+// AuthorizationPolicy; the mesh takes it for PeerAuthentication as well.
 const dryRunAnnotation = "istio.io/dry-run"
 
 // accessIndex finds access objects by namespace, in the order of the set.
 type accessIndex struct {
-	peers    map[string][]*PeerAuthentication
+	peers    map[string][]*PeerAuthentication // without dry runs
+	dryPeers map[string][]*PeerAuthentication // dry runs, then the others
 	authz    map[string][]*AuthorizationPolicy
 	requests map[string][]*RequestAuthentication
+	servers  map[string][]*Server
+	limits   map[string][]*RateLimitPolicy
 }
 
 func newAccessIndex(s *Set) accessIndex {
 	x := accessIndex{
-		peers: make(map[string][]*PeerAuthentication), authz: make(map[string][]*AuthorizationPolicy),
-		requests: make(map[string][]*RequestAuthentication),
+		peers: make(map[string][]*PeerAuthentication), dryPeers: make(map[string][]*PeerAuthentication), authz: make(map[string][]*AuthorizationPolicy),
+		requests: make(map[string][]*RequestAuthentication), servers: make(map[string][]*Server),
+		limits: make(map[string][]*RateLimitPolicy),
 	}
 	for _, p := range s.PeerAuthentications {
-		x.peers[p.Namespace] = append(x.peers[p.Namespace], p)
+		if p.DryRun() {
+			x.dryPeers[p.Namespace] = append(x.dryPeers[p.Namespace], p)
+		} else {
+			x.peers[p.Namespace] = append(x.peers[p.Namespace], p)
+		}
+	}
+	for ns, inForce := range x.peers {
+		x.dryPeers[ns] = append(x.dryPeers[ns], inForce...)
 	}
 	for _, p := range s.AuthorizationPolicies {
 		x.authz[p.Namespace] = append(x.authz[p.Namespace], p)
 	}
 	for _, p := range s.RequestAuthentications {
 		x.requests[p.Namespace] = append(x.requests[p.Namespace], p)
+	}
+	for _, p := range s.Servers {
+		x.servers[p.Namespace] = append(x.servers[p.Namespace], p)
+	}
+	for _, p := range s.RateLimits {
+		x.limits[p.Namespace] = append(x.limits[p.Namespace], p)
 	}
 	return x
 }
@@ -59,13 +77,24 @@ type Mode = security.PeerAuthentication_MutualTLS_Mode
 // before the mesh's, which is the one in RootNamespace; UNSET leaves the decision to
 // the next. Of several in one place the oldest counts, and only that one. Modes of
 // single ports come from the workload's policy alone. A policy with a selector in
-// RootNamespace has no effect.
+// RootNamespace has no effect, and neither has a dry run.
 // (https://istio.io/latest/docs/reference/config/security/peer_authentication/)
 func (s *Set) PeerAuthenticationFor(labels map[string]string, namespace string, port uint32) (Mode, *PeerAuthentication) {
-	x := s.lookup().access
+	return peerMode(s.lookup().access.peers, labels, namespace, port)
+}
+
+// PeerAuthenticationDryRunFor returns what PeerAuthenticationFor would if the dry runs
+// took the place of the policies beside them: in one place a dry run counts before what
+// is in force there. Without a dry run both return the same.
+func (s *Set) PeerAuthenticationDryRunFor(labels map[string]string, namespace string, port uint32) (Mode, *PeerAuthentication) {
+	return peerMode(s.lookup().access.dryPeers, labels, namespace, port)
+}
+
+// peerMode decides by the policies of each namespace, in their order.
+func peerMode(peers map[string][]*PeerAuthentication, labels map[string]string, namespace string, port uint32) (Mode, *PeerAuthentication) {
 	first := func(ns string, keep func(*PeerAuthentication) bool) *PeerAuthentication {
-		if i := slices.IndexFunc(x.peers[ns], keep); i >= 0 {
-			return x.peers[ns][i]
+		if i := slices.IndexFunc(peers[ns], keep); i >= 0 {
+			return peers[ns][i]
 		}
 		return nil
 	}
@@ -102,8 +131,13 @@ type Authorization struct {
 }
 
 // DryRun reports whether the policy is evaluated but not enforced.
-func (p *AuthorizationPolicy) DryRun() bool {
-	on, err := strconv.ParseBool(p.Annotations[dryRunAnnotation])
+func (p *AuthorizationPolicy) DryRun() bool { return p.dryRun() }
+
+// DryRun reports whether the policy is not in force: see Set.PeerAuthenticationDryRunFor.
+func (p *PeerAuthentication) DryRun() bool { return p.dryRun() }
+
+func (m *Meta) dryRun() bool {
+	on, err := strconv.ParseBool(m.Annotations[dryRunAnnotation])
 	return err == nil && on
 }
 
@@ -166,7 +200,10 @@ func (s *Set) RequestAuthenticationsFor(labels map[string]string, namespace stri
 
 // relateAccess warns of policies that are valid, but never decide.
 func (b *build) relateAccess(set *Set) {
-	type scope struct{ namespace, selector string }
+	type scope struct {
+		namespace, selector string
+		dryRun              bool
+	}
 	first := make(map[scope]*PeerAuthentication)
 	for _, p := range set.PeerAuthentications {
 		o := b.good[p.Ref()]
@@ -175,7 +212,7 @@ func (b *build) relateAccess(set *Set) {
 			b.say(Warning, o, "spec.selector", "has no effect: a PeerAuthentication of namespace %s takes no selector", RootNamespace)
 			continue
 		}
-		at := scope{namespace: p.Namespace}
+		at := scope{namespace: p.Namespace, dryRun: p.DryRun()}
 		for _, k := range sortedKeys(labels) {
 			at.selector += k + "=" + labels[k] + ","
 		}
@@ -184,10 +221,19 @@ func (b *build) relateAccess(set *Set) {
 			continue
 		}
 		first[at] = p
+		if p.DryRun() {
+			b.dryRun(p.Ref())
+		}
 	}
 	for _, p := range set.AuthorizationPolicies {
 		if p.DryRun() {
-			b.say(Notice, b.good[p.Ref()], "metadata.annotations["+dryRunAnnotation+"]", "is evaluated, but refuses nothing")
+			b.dryRun(p.Ref())
 		}
 	}
+	b.relateRateLimits(set)
+	b.relateAuthorizers(set)
+}
+
+func (b *build) dryRun(ref Ref) {
+	b.say(Notice, b.good[ref], "metadata.annotations["+dryRunAnnotation+"]", "is evaluated, but refuses nothing")
 }

@@ -231,7 +231,7 @@ func TestAccessWarnings(t *testing.T) {
 	older := strings.Replace(peers("z", "prod", "pay", "STRICT"), "name: z", "name: z, creationTimestamp: 2025-01-01T00:00:00Z", 1)
 	younger := strings.Replace(peers("a", "prod", "pay", "DISABLE"), "name: a", "name: a, creationTimestamp: 2026-01-01T00:00:00Z", 1)
 	dry := strings.Replace(authz("d", "prod", "", goodRule), "name: d", "name: d, annotations: {istio.io/dry-run: 'true'}", 1)
-	r := on.Build(files(map[string]string{
+	r := Build(files(map[string]string{
 		"a.yaml": younger, "b.yaml": older, "c.yaml": peers("m", RootNamespace, "pay", "STRICT"), "d.yaml": peers("o", "prod", "", "STRICT"), "e.yaml": dry,
 	}), nil)
 	wantTexts(t, r.Problems,

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,19 @@ type accessState struct {
 	Objects []storedObject `json:"objects"`
 	// Blind has the files of which nothing was known: see Result.
 	Blind []fileName `json:"blind,omitempty"`
+	// Withheld has what withholds listeners: it goes on while its file can not be read in full.
+	Withheld []storedBroken `json:"withheld,omitempty"`
+}
+
+type storedBroken struct {
+	File            fileName          `json:"file"`
+	Line            int               `json:"line,omitempty"`
+	Kind            string            `json:"kind,omitempty"`
+	ObjectNamespace string            `json:"objectNamespace,omitempty"`
+	Name            string            `json:"name,omitempty"`
+	Namespace       string            `json:"namespace,omitempty"`
+	Labels          map[string]string `json:"labels,omitempty"`
+	Reason          fileName          `json:"reason"` // names a file
 }
 
 // fileName is stored quoted, as Go quotes it: a file's name may be any bytes, JSON
@@ -57,12 +71,17 @@ func (r *Result) AccessState() ([]byte, error) {
 	for _, name := range sortedKeys(r.blind) {
 		state.Blind = append(state.Blind, fileName(name))
 	}
+	for _, lost := range r.Set.Broken {
+		state.Withheld = append(state.Withheld, storedBroken{
+			fileName(lost.At.File), lost.At.Line, lost.Object.Kind, lost.Object.Namespace, lost.Object.Name, lost.Namespace, lost.Labels, fileName(lost.Reason),
+		})
+	}
 	for _, ref := range sortedRefs(r.good) {
-		if newAccessSpec[ref.Kind] == nil {
+		if accessKinds[ref.Kind] == nil {
 			continue
 		}
 		o := r.good[ref]
-		spec, err := protojson.Marshal(o.Spec.(proto.Message))
+		spec, err := marshalSpec(o.Spec)
 		if err != nil {
 			return nil, fmt.Errorf("store %s: %w", ref, err)
 		}
@@ -107,27 +126,77 @@ func RestoreAccess(state []byte) (*Result, error) {
 		blind[string(name)] = true
 	}
 	set, _ := b.assemble()
+	for _, w := range in.Withheld {
+		set.Broken = append(set.Broken, Broken{
+			At: Position{string(w.File), w.Line}, Object: Ref{w.Kind, w.ObjectNamespace, w.Name},
+			Namespace: w.Namespace, Labels: w.Labels, Reason: string(w.Reason),
+		})
+	}
 	return &Result{Set: set, good: b.good, blind: blind}, nil
+}
+
+// AccessLost is the result that comes before the first one of a server whose stored
+// access policy can not be read: what that would have decided is withheld, down to the
+// files that can be read only in part, until they can be read in full.
+func AccessLost() *Result { return &Result{Set: &Set{}, lost: true} }
+
+// FromElsewhere returns the result for a server that reads other files than those the
+// result came from, or the same by other names. What is in force stays so where the
+// new files name it; which of them it came from is not known, so that a file which can
+// be read only in part withholds, as with AccessLost.
+func (r *Result) FromElsewhere() *Result {
+	return &Result{Set: r.Set, Problems: r.Problems, good: r.good, blind: r.blind, lost: true}
 }
 
 // restore reads an object and checks it as if it came from a file.
 func (s *storedObject) restore() (*Object, error) {
-	newSpec := newAccessSpec[s.Kind]
-	if newSpec == nil || s.Name == "" || s.Namespace == "" {
+	newSpec := accessKinds[s.Kind]
+	if newSpec == nil || s.Name == "" || s.Namespace == "" ||
+		s.Kind == meshConfigKind && (s.Name != MeshConfigName || s.Namespace != RootNamespace) {
 		return nil, errors.New("is not an access object")
 	}
 	spec := newSpec()
-	if err := protojson.Unmarshal(s.Spec, spec); err != nil {
+	if err := unmarshalSpec(s.Spec, spec); err != nil {
 		return nil, err
 	}
 	meta := Meta{
 		APIVersion: s.APIVersion, Kind: s.Kind, Namespace: s.Namespace, Name: s.Name, Labels: s.Labels,
 		Annotations: s.Annotations, Created: s.Created, At: Position{string(s.File), s.Line},
 	}
-	for _, finding := range append(Validate(meta, spec), Unenforced(meta, spec)...) {
+	for _, finding := range findingsOf(meta, spec) {
 		if finding.Severity == Error {
 			return nil, fmt.Errorf("%s: %s", finding.Field, finding.Message)
 		}
 	}
 	return &Object{Meta: meta, Spec: spec, lines: map[string]int{"": s.Line}}, nil
+}
+
+// findingsOf checks the spec of an access object.
+func findingsOf(meta Meta, spec any) []Finding {
+	var f findings
+	switch spec := spec.(type) {
+	case proto.Message:
+		return append(Validate(meta, spec), Unenforced(meta, spec)...)
+	case *ServerSpec:
+		f.server(spec)
+	case *RateLimitSpec:
+		f.rateLimit(spec)
+	}
+	return f
+}
+
+func marshalSpec(spec any) ([]byte, error) {
+	if m, ok := spec.(proto.Message); ok {
+		return protojson.Marshal(m)
+	}
+	return json.Marshal(spec)
+}
+
+func unmarshalSpec(text []byte, spec any) error {
+	if m, ok := spec.(proto.Message); ok {
+		return protojson.Unmarshal(text, m)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	return d.Decode(spec)
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	mesh "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 )
@@ -34,6 +35,12 @@ func (b *build) assemble() (*Set, []Problem) {
 			set.AuthorizationPolicies = append(set.AuthorizationPolicies, &AuthorizationPolicy{o.Meta, spec})
 		case *security.RequestAuthentication:
 			set.RequestAuthentications = append(set.RequestAuthentications, &RequestAuthentication{o.Meta, spec})
+		case *ServerSpec:
+			set.Servers = append(set.Servers, &Server{o.Meta, spec})
+		case *RateLimitSpec:
+			set.RateLimits = append(set.RateLimits, &RateLimitPolicy{o.Meta, spec})
+		case *mesh.MeshConfig:
+			set.MeshConfig = &MeshConfig{o.Meta, spec}
 		case *KubernetesService:
 			host := FQDN(o.Name, o.Namespace)
 			hosts[host] = o
@@ -98,7 +105,8 @@ func workload(meta Meta, w *networking.WorkloadEntry) *Workload {
 func entryService(meta Meta, se *networking.ServiceEntry, host string) *Service {
 	svc := &Service{
 		Meta: meta, Host: host, Resolution: se.GetResolution(), ExportTo: se.GetExportTo(),
-		External: se.GetLocation() == networking.ServiceEntry_MESH_EXTERNAL,
+		SubjectAltNames: se.GetSubjectAltNames(),
+		External:        se.GetLocation() == networking.ServiceEntry_MESH_EXTERNAL,
 	}
 	for _, p := range se.GetPorts() {
 		port := Port{Name: p.GetName(), Number: p.GetNumber(), Target: p.GetTargetPort(), Protocol: strings.ToUpper(p.GetProtocol())}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
 )
 
 // Result is what a set of files comes to. It is immutable.
@@ -19,6 +20,8 @@ type Result struct {
 	// blind has the files of which nothing was ever known, not even what was in force
 	// from them before this process began.
 	blind map[string]bool
+	// lost: what was in force before this process began is not known, though something was.
+	lost bool
 }
 
 // Failed reports whether there is an error among the problems.
@@ -26,41 +29,19 @@ func (r *Result) Failed() bool {
 	return slices.ContainsFunc(r.Problems, func(p Problem) bool { return p.Severity == Error })
 }
 
-// Security returns an error that wraps ErrSecurity and names the objects that say who
-// may call whom, or nil. A server that can not enforce them must not serve.
-func (r *Result) Security() error {
-	var names []string
-	for _, p := range r.Problems {
-		if p.Security {
-			names = append(names, p.String())
-		}
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w:\n%s", ErrSecurity, strings.Join(names, "\n"))
-}
-
 // Build puts the objects of all files in force, in the order of the files' names. Bad
 // input loses nothing: an object that is refused keeps the state it had in previous,
 // and so does everything that came from a file which can not be read in full. An
-// object is gone when its file, read in full, does not have it any more.
-//
-// It is Options{}.Build: access policy is not enforced.
-func Build(files []*File, previous *Result) *Result { return Options{}.Build(files, previous) }
-
-// Build is the function Build for a server with these options.
-func (o Options) Build(files []*File, previous *Result) *Result {
+// object is gone when its file, read in full, does not have it any more. What restricts
+// access and can not be put in force, now or before, withholds listeners: see
+// Set.Withheld.
+func Build(files []*File, previous *Result) *Result {
 	b := &build{
 		claims: make(map[Ref]*Object), good: make(map[Ref]*Object),
 		old: make(map[Ref]*Object), restored: make(map[Ref]bool), blind: make(map[string]bool),
 	}
 	if previous != nil {
 		b.old = previous.good
-	}
-	if !o.AccessEnforced {
-		b.old = maps.Clone(b.old)
-		maps.DeleteFunc(b.old, func(ref Ref, _ *Object) bool { return newAccessSpec[ref.Kind] != nil })
 	}
 	for _, ref := range sortedRefs(b.old) {
 		if _, ok := b.old[ref].Spec.(*networking.DestinationRule); ok {
@@ -70,30 +51,24 @@ func (o Options) Build(files []*File, previous *Result) *Result {
 	files = slices.Clone(files)
 	slices.SortStableFunc(files, func(x, y *File) int { return strings.Compare(x.Name, y.Name) })
 	for _, f := range files {
-		for _, p := range f.Problems {
-			if !p.gate || !o.AccessEnforced {
-				b.problems = append(b.problems, p)
-			}
-		}
+		b.problems = append(b.problems, f.Problems...)
 		for _, object := range f.Objects {
 			b.claim(object)
 		}
 	}
-	if o.AccessEnforced {
-		b.claimAccess(files)
-	}
+	b.claimAccess(files)
 	for _, f := range files {
-		if f.Partial || o.AccessEnforced && len(f.unknown) > 0 {
-			kept := b.keepFrom(f.Name)
-			if o.AccessEnforced {
-				b.doubt(f, kept, previous)
-			}
+		if f.Partial || len(f.unknown) > 0 {
+			b.doubt(f, b.keepFrom(f.Name), previous)
+		}
+		if f.Partial && previous != nil {
+			b.stillWithheld(f.Name, previous.Set.Broken)
 		}
 	}
 	set := b.settle()
 	b.relate(set)
 	b.relateAccess(set)
-	set.Broken = b.broken
+	set.Broken = b.allBroken()
 	sortProblems(b.problems)
 	return &Result{Set: set, Problems: b.problems, good: b.good, blind: b.blind}
 }
@@ -140,13 +115,12 @@ func (b *build) claim(o *Object) {
 func (b *build) keepFrom(name string) (access int) {
 	for _, ref := range sortedRefs(b.old) {
 		old := b.old[ref]
-		from := old.At.File
-		if from != name && !strings.HasPrefix(from, strings.TrimSuffix(name, "/")+"/") {
+		if !within(old.At.File, name) {
 			continue
 		}
 		if _, claimed := b.claims[ref]; !claimed {
 			b.good[ref] = old
-			if newAccessSpec[ref.Kind] != nil {
+			if accessKinds[ref.Kind] != nil {
 				access++
 			}
 			b.problems = append(b.problems, Problem{
@@ -155,6 +129,11 @@ func (b *build) keepFrom(name string) (access int) {
 		}
 	}
 	return access
+}
+
+// within reports whether a file is the one of the name, or in the folder of the name.
+func within(file, name string) bool {
+	return file == name || strings.HasPrefix(file, strings.TrimSuffix(name, "/")+"/")
 }
 
 func sortedRefs[T any](m map[Ref]T) []Ref {
@@ -187,6 +166,11 @@ func (b *build) settle() *Set {
 			if !b.fallBack(set, o, faults) {
 				b.report(o, faults)
 				delete(b.good, ref)
+				if accessKinds[ref.Kind] != nil {
+					lost := brokenObject(o)
+					lost.Reason = b.problems[len(b.problems)-1].String()
+					b.withhold(lost)
+				}
 			}
 		}
 		// One look at a time: what is put back or withdrawn counts for the next.
@@ -246,6 +230,12 @@ func faultsOf(set *Set, o *Object) []fault {
 	switch spec := o.Spec.(type) {
 	case *networking.DestinationRule:
 		passThrough("spec.host", spec.GetHost())
+	case *security.AuthorizationPolicy:
+		name := spec.GetProvider().GetName()
+		if spec.GetAction() == security.AuthorizationPolicy_CUSTOM && set.MeshConfig.Authorizer(name) == nil {
+			out = append(out, fault{field: "spec.provider.name", message: fmt.Sprintf(
+				"MeshConfig has no extensionProvider %q of type envoyExtAuthzHttp or envoyExtAuthzGrpc", name)})
+		}
 	case *networking.VirtualService:
 		if !appliesToMesh(spec) {
 			return nil

@@ -86,7 +86,7 @@ func TestConformanceSecurityPolicies(t *testing.T) {
 		// The keys are served at an address that is known while the tests run.
 		text := strings.ReplaceAll(s.Policies, "@jwks", "https://issuer.example/keys")
 		f := Parse("f.yaml", []byte(text))
-		r := on.Build([]*File{f}, nil)
+		r := Build([]*File{f}, nil)
 		if got := accessInForce(r.Set); len(got) == 0 || len(got) != len(f.access) || r.Set.Broken != nil {
 			tally.Fail(t, "%s: %d objects, in force %q: %q", s.Name, len(f.access), got, texts(r.Problems))
 			continue

@@ -23,6 +23,8 @@ type decoder struct {
 	lines    map[string]int // field path -> line
 	hollow   []hollow
 	problems []Problem
+	// discreet: values may be secrets, and are not repeated.
+	discreet bool
 }
 
 // hollow is a field that is given, but holds nothing: null, or a list or mapping
@@ -214,7 +216,11 @@ func (d *decoder) leaf(v *value, fd protoreflect.FieldDescriptor, zero protorefl
 	}
 	out, err := unmarshalLeaf(fd, zero, text)
 	if err != nil {
-		d.errorf(v.line, at, "%s", leafError(fd, v, err))
+		why := leafError(fd, v, err)
+		if d.discreet && fd.Kind() == protoreflect.StringKind {
+			why = "must be text: put it in quotes"
+		}
+		d.errorf(v.line, at, "%s", why)
 		return zero, false
 	}
 	if f, isFloat := out.Interface().(float64); isFloat && (math.IsNaN(f) || math.IsInf(f, 0)) {

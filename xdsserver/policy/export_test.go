@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	mesh "istio.io/api/mesh/v1alpha1"
 )
 
 var unmarshalJSON = protojson.Unmarshal
@@ -13,5 +14,6 @@ var unmarshalJSON = protojson.Unmarshal
 func specs() map[string]func() proto.Message {
 	all := maps.Clone(newSpec)
 	maps.Copy(all, newAccessSpec)
+	all[meshConfigKind] = func() proto.Message { return new(mesh.MeshConfig) }
 	return all
 }

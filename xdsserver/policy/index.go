@@ -34,9 +34,12 @@ type index struct {
 	wildcards []string // wildcard service hosts, longest first
 	// workloads by namespace and label "key=value"; the label "" holds them all.
 	workloads map[string]map[string][]*Workload
-	rules     map[string]hostMap[*DestinationRule] // by namespace
-	virtual   hostMap[*VirtualService]
-	access    accessIndex
+	// byAddress has all workloads, those listed in a ServiceEntry as well, by addressKey.
+	byAddress   map[string][]*Workload
+	byNamespace map[string][]*Service
+	rules       map[string]hostMap[*DestinationRule] // by namespace
+	virtual     hostMap[*VirtualService]
+	access      accessIndex
 }
 
 // hostMap finds policy objects by host, in the order they were added.
@@ -117,7 +120,12 @@ func (s *Set) lookup() *index {
 		x := &index{
 			services:  make(map[string]*Service, len(s.Services)),
 			workloads: make(map[string]map[string][]*Workload),
-			rules:     make(map[string]hostMap[*DestinationRule]),
+			byAddress: make(map[string][]*Workload, len(s.Workloads)), byNamespace: make(map[string][]*Service),
+			rules: make(map[string]hostMap[*DestinationRule]),
+		}
+		locate := func(w *Workload) {
+			at := addressKey(w.Namespace, w.Address)
+			x.byAddress[at] = append(x.byAddress[at], w)
 		}
 		wild := make(map[string]*Service)
 		for _, svc := range s.Services {
@@ -126,12 +134,17 @@ func (s *Set) lookup() *index {
 				continue
 			}
 			x.services[host] = svc
+			x.byNamespace[svc.Namespace] = append(x.byNamespace[svc.Namespace], svc)
+			for _, w := range svc.Static {
+				locate(w)
+			}
 			if strings.HasPrefix(host, "*") {
 				wild[host] = svc
 			}
 		}
 		x.wildcards = sortWildcards(wild)
 		for _, w := range s.Workloads {
+			locate(w)
 			byLabel := x.workloads[w.Namespace]
 			if byLabel == nil {
 				byLabel = make(map[string][]*Workload)

@@ -1,5 +1,5 @@
 // Package policy reads and checks what a mesh is told: Istio's traffic and access
-// objects, SMI TrafficSplits and Kubernetes Services.
+// objects and MeshConfig, SMI TrafficSplits, Kubernetes Services and Linkerd's rate limits.
 //
 // Parse turns a file into objects and problems, each with its line. Build puts the
 // objects of all files together into a Set, which is what the translation reads, and
@@ -64,6 +64,9 @@ type Service struct {
 	// Resolution of a ServiceEntry; STATIC for Kubernetes services.
 	Resolution networking.ServiceEntry_Resolution
 	ExportTo   []string
+	// SubjectAltNames of a ServiceEntry are the identities of its endpoints, beside those
+	// of their service accounts.
+	SubjectAltNames []string
 }
 
 // Port is a port of a service.
@@ -122,6 +125,10 @@ type Set struct {
 	PeerAuthentications    []*PeerAuthentication
 	AuthorizationPolicies  []*AuthorizationPolicy
 	RequestAuthentications []*RequestAuthentication
+	Servers                []*Server
+	RateLimits             []*RateLimitPolicy
+	// MeshConfig is nil where there is none; its methods take that.
+	MeshConfig *MeshConfig
 	// Broken has what restricts access but can not be put in force: see Withheld.
 	Broken []Broken
 

@@ -17,8 +17,8 @@ type Object struct {
 	// Spec is nil where it could not be read at all; otherwise one of
 	// *networking.VirtualService (also for a TrafficSplit), *networking.DestinationRule,
 	// *networking.ServiceEntry, *networking.WorkloadEntry, *KubernetesService and, of
-	// access objects, *security.PeerAuthentication, *security.AuthorizationPolicy and
-	// *security.RequestAuthentication.
+	// access objects, *security.PeerAuthentication, *security.AuthorizationPolicy,
+	// *security.RequestAuthentication, *ServerSpec, *RateLimitSpec and *mesh.MeshConfig.
 	Spec  any
 	lines map[string]int
 	bad   bool // it has an error of its own
@@ -102,8 +102,17 @@ var refusedKinds = map[string]string{
 	istioNetworking + "/EnvoyFilter": "it changes a proxy's configuration, and there is no proxy",
 }
 
+// maybeMeshConfig reports whether a document that does not say what it is looks like
+// the ConfigMap with MeshConfig.
+func (f *File) maybeMeshConfig(v *value) bool {
+	var m Meta
+	d := &decoder{file: f.Name, lines: make(map[string]int)}
+	d.metadata(v, &m)
+	return v.get("data").get("mesh") != nil && holdsMeshConfig(v, &m, d.problems)
+}
+
 // accessGroups are API groups whose objects say who may call whom.
-var accessGroups = []string{istioSecurity, "access.smi-spec.io", "policy.linkerd.io"}
+var accessGroups = []string{istioSecurity, "access.smi-spec.io", linkerdPolicy}
 
 // Parse reads a file of YAML documents or one JSON document. What it can not read or
 // accept becomes a problem with its line; the other objects of the file are returned.
@@ -169,7 +178,8 @@ func (f *File) document(v *value, depth int) {
 	apiVersion, ok1 := v.get("apiVersion").str()
 	kind, ok2 := v.get("kind").str()
 	if !ok1 || !ok2 || apiVersion == "" || kind == "" {
-		restricts := strings.HasPrefix(apiVersion, istioSecurity+"/") || newAccessSpec[kind] != nil
+		restricts := strings.HasPrefix(apiVersion, istioSecurity+"/") || strings.HasPrefix(apiVersion, linkerdPolicy+"/") ||
+			kind != meshConfigKind && accessKinds[kind] != nil || f.maybeMeshConfig(v)
 		f.Partial, f.lost = true, f.lost || !restricts
 		for _, key := range []string{"apiVersion", "kind"} {
 			if text, ok := v.get(key).str(); !ok || text == "" {
@@ -196,10 +206,18 @@ func (f *File) document(v *value, depth int) {
 	case slices.Contains(accessGroups, group):
 		f.accessObject(v, o, d, group, version)
 		return
+	case group == "" && kind == meshConfigKind && holdsMeshConfig(v, &o.Meta, d.problems):
+		d.meshConfig(v, o, version)
+		f.addAccess(o, d, o.Ref() == Ref{meshConfigKind, RootNamespace, MeshConfigName})
+		return
 	case slices.Contains(skipped[group], kind):
 		f.Problems = append(f.Problems, Problem{
 			At: o.At, Object: d.ref, Severity: Notice, Message: apiVersion + " " + kind + " has no meaning for the mesh and is left out",
 		})
+		if kind == meshConfigKind && o.Name == MeshConfigName && v.get("data").get("mesh") != nil {
+			last := &f.Problems[len(f.Problems)-1]
+			last.Severity, last.Message = Warning, "is left out: the settings of the mesh are read in namespace "+RootNamespace+" only"
+		}
 		return
 	case group == istioNetworking && newSpec[kind] != nil:
 		if !slices.Contains([]string{"v1", "v1beta1", "v1alpha3"}, version) {
@@ -222,8 +240,8 @@ func (f *File) document(v *value, depth int) {
 			why = "this kind of object is not known" + suggest(kind, knownKinds())
 		}
 		d.errorf(v.get("kind").line, "kind", "%s %s: %s", apiVersion, kind, why)
-		if newAccessSpec[kind] != nil {
-			// Its group is misspelt, and with it what restricts access.
+		if kind != meshConfigKind && accessKinds[kind] != nil || v.get("data").get("mesh") != nil && holdsMeshConfig(v, &o.Meta, d.problems) {
+			// Its group or kind is misspelt, and with it what restricts access.
 			o.problems = d.problems
 			f.unknown = append(f.unknown, brokenObject(o))
 		}
@@ -246,7 +264,7 @@ func knownKinds() []string {
 	for k := range newSpec {
 		kinds = append(kinds, k)
 	}
-	for k := range newAccessSpec {
+	for k := range accessKinds {
 		kinds = append(kinds, k)
 	}
 	slices.Sort(kinds)

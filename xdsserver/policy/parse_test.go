@@ -250,36 +250,36 @@ func TestParseKinds(t *testing.T) {
 	for _, tt := range []struct {
 		version, kind string
 		severity      Severity
-		security      bool
 		text          string
 	}{
-		{"apps/v1", "Deployment", Notice, false, "no meaning for the mesh"},
-		{"v1", "ServiceAccount", Notice, false, "no meaning for the mesh"},
-		{"networking.istio.io/v1alpha3", "Gateway", Notice, false, "no meaning for the mesh"},
-		{"rbac.authorization.k8s.io/v1", "ClusterRoleBinding", Notice, false, "no meaning for the mesh"},
-		{"security.istio.io/v1", "AuthorizationPolicy", Error, true, "who may call whom"},
-		{"security.istio.io/v1beta1", "PeerAuthentication", Error, true, "who may call whom"},
-		{"security.istio.io/v1", "SomethingNew", Error, true, "who may call whom"},
-		{"access.smi-spec.io/v1alpha3", "TrafficTarget", Error, true, "who may call whom"},
-		{"discovery.k8s.io/v1", "EndpointSlice", Error, false, "WorkloadEntry"},
-		{"v1", "Endpoints", Error, false, "WorkloadEntry"},
-		{"networking.istio.io/v1", "Sidecar", Error, false, "does not enforce"},
-		{"networking.istio.io/v1", "VirtualServcie", Error, false, "did you mean VirtualService?"},
-		{"networking.istio.io/v2", "VirtualService", Error, false, "use v1, v1beta1 or v1alpha3"},
-		{"example.com/v1", "Deployment", Error, false, "not known"},
-		{"gateway.networking.k8s.io/v1", "HTTPRoute", Error, false, "not known"},
-		{"split.smi-spec.io/v1alpha4", "TrafficSplit", Error, false, "use v1alpha1 or v1alpha2"},
+		{"apps/v1", "Deployment", Notice, "no meaning for the mesh"},
+		{"v1", "ServiceAccount", Notice, "no meaning for the mesh"},
+		{"networking.istio.io/v1alpha3", "Gateway", Notice, "no meaning for the mesh"},
+		{"rbac.authorization.k8s.io/v1", "ClusterRoleBinding", Notice, "no meaning for the mesh"},
+		{"security.istio.io/v2", "AuthorizationPolicy", Error, "use v1 or v1beta1"},
+		{"policy.linkerd.io/v1beta2", "Server", Error, "use v1beta3"},
+		{"security.istio.io/v1", "SomethingNew", Error, "not known"},
+		{"access.smi-spec.io/v1alpha3", "TrafficTarget", Error, "does not enforce"},
+		{"v1", "ConfigMap", Notice, "no meaning for the mesh"},
+		{"discovery.k8s.io/v1", "EndpointSlice", Error, "WorkloadEntry"},
+		{"v1", "Endpoints", Error, "WorkloadEntry"},
+		{"networking.istio.io/v1", "Sidecar", Error, "does not enforce"},
+		{"networking.istio.io/v1", "VirtualServcie", Error, "did you mean VirtualService?"},
+		{"networking.istio.io/v2", "VirtualService", Error, "use v1, v1beta1 or v1alpha3"},
+		{"example.com/v1", "Deployment", Error, "not known"},
+		{"gateway.networking.k8s.io/v1", "HTTPRoute", Error, "not known"},
+		{"split.smi-spec.io/v1alpha4", "TrafficSplit", Error, "use v1alpha1 or v1alpha2"},
 	} {
 		f := Parse("f.yaml", fmt.Appendf(nil, "apiVersion: %s\nkind: %s\nmetadata: {name: x}\nspec: {}\n", tt.version, tt.kind))
-		found := slices.ContainsFunc(f.Problems, func(p Problem) bool {
-			return p.Severity == tt.severity && p.Security == tt.security && strings.Contains(p.Message, tt.text) && p.At.Line > 0
+		r := Build([]*File{f}, nil)
+		found := slices.ContainsFunc(r.Problems, func(p Problem) bool {
+			return p.Severity == tt.severity && strings.Contains(p.Message, tt.text) && p.At.Line > 0
 		})
 		if !found {
 			t.Errorf("%s %s: %q", tt.version, tt.kind, texts(f.Problems))
 		}
-		r := Build([]*File{f}, nil)
-		if (r.Security() != nil) != tt.security || r.Failed() != (tt.severity == Error) {
-			t.Errorf("%s %s: security %v, failed %v", tt.version, tt.kind, r.Security(), r.Failed())
+		if r.Failed() != (tt.severity == Error) {
+			t.Errorf("%s %s: failed %v", tt.version, tt.kind, r.Failed())
 		}
 	}
 }
@@ -415,17 +415,14 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// fuzzAccess checks what must hold of any file where access policy is enforced.
+// fuzzAccess checks what must hold of the access policy in any file.
 func fuzzAccess(t *testing.T, file, half *File) {
-	first := on.Build([]*File{file}, nil)
+	first := Build([]*File{file}, nil)
 	for _, o := range file.access {
 		if inForce := first.good[o.Ref()]; inForce != nil && !inForce.bad {
 			continue
 		}
-		var labels map[string]string
-		if spec, ok := o.Spec.(accessSpec); ok {
-			labels = spec.GetSelector().GetMatchLabels()
-		}
+		labels := selectedLabels(o.Spec)
 		if o.Kind == "PeerAuthentication" && o.Namespace == RootNamespace && len(labels) > 0 {
 			continue // has no effect
 		}
@@ -442,11 +439,11 @@ func fuzzAccess(t *testing.T, file, half *File) {
 		t.Fatalf("%v: %s", err, state)
 	}
 	for _, previous := range []*Result{first, restored} {
-		again := on.Build([]*File{file}, previous)
+		again := Build([]*File{file}, previous)
 		if !slices.Equal(accessInForce(again.Set), accessInForce(first.Set)) {
 			t.Errorf("in force %q, then %q", accessInForce(first.Set), accessInForce(again.Set))
 		}
-		kept := on.Build([]*File{half}, previous)
+		kept := Build([]*File{half}, previous)
 		if !slices.Equal(accessInForce(kept.Set), accessInForce(first.Set)) {
 			t.Errorf("a file that can not be read took access policy away: %q, then %q", accessInForce(first.Set), accessInForce(kept.Set))
 		}
@@ -454,4 +451,26 @@ func fuzzAccess(t *testing.T, file, half *File) {
 			t.Errorf("state %s, then %s: %v", state, later, err)
 		}
 	}
+}
+
+// FuzzRestoreAccess: what is taken as a state gives the same state again.
+func FuzzRestoreAccess(f *testing.F) {
+	f.Add([]byte(`{"version":1,"objects":[]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := RestoreAccess(data)
+		if err != nil {
+			return
+		}
+		first, err := r.AccessState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := RestoreAccess(first)
+		if err != nil {
+			t.Fatalf("%v: %s", err, first)
+		}
+		if second, err := again.AccessState(); err != nil || string(second) != string(first) {
+			t.Errorf("state %s, then %s: %v", first, second, err)
+		}
+	})
 }

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"errors"
 	"slices"
 	"strings"
 )
@@ -55,11 +54,6 @@ type Problem struct {
 	Field    string // path of the field, such as spec.http[0].route; "" for the object itself
 	Message  string
 	Severity Severity
-	// Security marks an object that says who may call whom. It is not enforced, so
-	// nothing may be served as if it were: see Result.Security.
-	Security bool
-	// gate marks what is said only where access policy is not enforced: see Options.
-	gate bool
 }
 
 // String is "file:line: Kind namespace/name: field: message", with "warning: " or
@@ -79,9 +73,6 @@ func (p Problem) String() string {
 	b.WriteString(p.Message)
 	return b.String()
 }
-
-// ErrSecurity is the error that Result.Security wraps.
-var ErrSecurity = errors.New("access policy is not enforced")
 
 // sortProblems puts problems in the order of files and lines.
 func sortProblems(ps []Problem) {

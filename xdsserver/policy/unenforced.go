@@ -5,9 +5,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	mesh "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 )
@@ -75,14 +77,15 @@ var treatments = map[string]map[treatment]string{
 		refused:  "consecutiveErrors splitExternalLocalOriginErrors consecutiveLocalOriginFailures outlierDetectionHttpErrorCodes",
 	},
 	"ClientTLSSettings": {
-		partly:  "mode",
-		refused: "clientCertificate privateKey caCertificates credentialName subjectAltNames sni insecureSkipVerify caCrl",
+		enforced: "mode",
+		partly:   "clientCertificate privateKey caCertificates subjectAltNames sni insecureSkipVerify",
+		// Secrets of a cluster are not read, and lists of revoked certificates not looked at.
+		refused: "credentialName caCrl",
 	},
 	"ServiceEntry": {
-		enforced: "hosts ports location endpoints workloadSelector exportTo",
+		enforced: "hosts ports location endpoints workloadSelector exportTo subjectAltNames",
 		partly:   "resolution",
 		harmless: "addresses", // for proxies that tell hosts apart by address
-		refused:  "subjectAltNames",
 	},
 	"ServicePort":      {enforced: "number protocol name targetPort"},
 	"WorkloadSelector": {enforced: "labels"},
@@ -95,14 +98,14 @@ var treatments = map[string]map[treatment]string{
 	"PeerAuthentication":           {enforced: "selector mtls portLevelMtls"},
 	"PeerAuthentication.MutualTLS": {enforced: "mode"},
 	"AuthorizationPolicy": {
-		enforced: "selector rules",
-		partly:   "action",
-		// They attach to gateways and waypoints, and to what a mesh's configuration defines.
-		refused: "targetRef targetRefs provider",
+		enforced: "selector rules action provider",
+		// They attach to gateways and waypoints.
+		refused: "targetRef targetRefs",
 	},
-	"Rule":      {enforced: "from to when"},
-	"Rule.From": {enforced: "source"},
-	"Rule.To":   {enforced: "operation"},
+	"AuthorizationPolicy.ExtensionProvider": {enforced: "name"},
+	"Rule":                                  {enforced: "from to when"},
+	"Rule.From":                             {enforced: "source"},
+	"Rule.To":                               {enforced: "operation"},
 	"Source": {
 		enforced: "principals notPrincipals requestPrincipals notRequestPrincipals namespaces notNamespaces " +
 			"serviceAccounts notServiceAccounts ipBlocks notIpBlocks remoteIpBlocks notRemoteIpBlocks trustDomains notTrustDomains",
@@ -119,6 +122,47 @@ var treatments = map[string]map[treatment]string{
 	},
 	"JWTHeader":     {enforced: "prefix", partly: "name"},
 	"ClaimToHeader": {enforced: "header claim"},
+	"MeshConfig": {
+		enforced: "trustDomain trustDomainAliases extensionProviders meshMTLS pathNormalization defaultConfig",
+		partly: "connectTimeout outboundTrafficPolicy inboundTrafficPolicy enableAutoMtls rootNamespace h2UpgradePolicy " +
+			"localityLbSetting zoneAwareLbSetting verifyCertificateAtClient " +
+			"defaultServiceExportTo defaultVirtualServiceExportTo defaultDestinationRuleExportTo",
+		// What concerns proxies, gateways, telemetry and names of statistics.
+		harmless: "proxyListenPort proxyInboundListenPort proxyHttpPort hboneIdleTimeout protocolDetectionTimeout " +
+			"ingressClass ingressService ingressControllerMode ingressSelector dnsRefreshRate " +
+			"enableTracing accessLogFile accessLogFormat accessLogEncoding enableEnvoyAccessLogService disableEnvoyListenerLog " +
+			"inboundClusterStatName outboundClusterStatName enablePrometheusMerge defaultProviders",
+		refused: "tcpKeepalive configSources caCertificates certificates ca serviceSettings serviceScopeConfigs discoverySelectors " +
+			"defaultHttpRetryPolicy tlsDefaults defaultTrafficPolicy serviceEntryVisibility",
+	},
+	"MeshConfig.TLSConfig":              {enforced: "minProtocolVersion", refused: "ecdhCurves cipherSuites"},
+	"MeshConfig.ProxyPathNormalization": {enforced: "normalization"},
+	"MeshConfig.ExtensionProvider": {
+		enforced: "name envoyExtAuthzHttp envoyExtAuthzGrpc",
+		// Telemetry is each program's own.
+		harmless: "zipkin lightstep datadog stackdriver opencensus skywalking opentelemetry prometheus " +
+			"envoyFileAccessLog envoyHttpAls envoyTcpAls envoyOtelAls",
+		refused: "sds",
+	},
+	"MeshConfig.ExtensionProvider.EnvoyExternalAuthorizationHttpProvider": {
+		enforced: "service port timeout pathPrefix failOpen statusOnError includeRequestHeadersInCheck includeAdditionalHeadersInCheck " +
+			"includeRequestBodyInCheck headersToUpstreamOnAllow headersToDownstreamOnAllow headersToDownstreamOnDeny",
+		refused: "includeHeadersInCheck clearRouteCache",
+	},
+	"MeshConfig.ExtensionProvider.EnvoyExternalAuthorizationGrpcProvider": {
+		enforced: "service port timeout failOpen statusOnError includeRequestBodyInCheck",
+		refused:  "clearRouteCache",
+	},
+	"MeshConfig.ExtensionProvider.EnvoyExternalAuthorizationRequestBody": {enforced: "maxRequestBytes allowPartialMessage packAsBytes"},
+	"ProxyConfig": {
+		// A proxy's process, its telemetry and its way to the control plane.
+		harmless: "configPath binaryPath serviceCluster tracingServiceName drainDuration discoveryAddress discoveryRefreshDelay " +
+			"zipkinAddress statsdUdpAddress envoyMetricsServiceAddress proxyAdminPort availabilityZone controlPlaneAuthPolicy " +
+			"statNameLength concurrency interceptionMode tracing sds envoyAccessLogService envoyMetricsService proxyMetadata " +
+			"statusPort extraStatTags terminationDrainDuration meshId readinessProbe proxyStatsMatcher " +
+			"holdApplicationUntilProxyStarts image privateKeyProvider fileFlushInterval fileFlushMinSizeKb statsCompression",
+		refused: "customConfigFile proxyBootstrapTemplatePath runtimeValues gatewayTopology caCertificatesPem proxyHeaders connectionSettings",
+	},
 }
 
 // partial decides on fields that are enforced for some values only: it returns what is
@@ -129,15 +173,32 @@ var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) stri
 	"LoadBalancerSettings.simple":             refusePassthrough,
 	"LoadBalancerSettings.localityLbSetting":  refuseEnabled,
 	"LoadBalancerSettings.zoneAwareLbSetting": refuseEnabled,
-	"ClientTLSSettings.mode":                  refuseTLS,
+	"ClientTLSSettings.clientCertificate":     refuseUnlessMutual,
+	"ClientTLSSettings.privateKey":            refuseUnlessMutual,
+	"ClientTLSSettings.caCertificates":        refuseUnlessFiles,
+	"ClientTLSSettings.subjectAltNames":       refuseUnlessTLS,
+	"ClientTLSSettings.sni":                   refuseUnlessTLS,
+	"ClientTLSSettings.insecureSkipVerify":    refuseUnverified,
 	"ServiceEntry.resolution":                 refuseDNS,
 	"WorkloadEntry.address":                   refuseNames,
-	"AuthorizationPolicy.action":              refuseCustom,
 	"Condition.key":                           refuseProxyKeys,
 	"JWTRule.jwks":                            refuseSecondKeys,
 	"JWTRule.jwksUri":                         refuseNoHost,
 	"JWTRule.outputPayloadToHeader":           refuseNoHeader,
 	"JWTHeader.name":                          refuseNoHeader,
+
+	"MeshConfig.connectTimeout":                 refuseOtherTimeout,
+	"MeshConfig.outboundTrafficPolicy":          refuseOtherOutbound,
+	"MeshConfig.inboundTrafficPolicy":           refuseOtherInbound,
+	"MeshConfig.enableAutoMtls":                 refuseFalse,
+	"MeshConfig.rootNamespace":                  refuseOtherRoot,
+	"MeshConfig.h2UpgradePolicy":                refuseUpgrade,
+	"MeshConfig.localityLbSetting":              refuseEnabled,
+	"MeshConfig.zoneAwareLbSetting":             refuseEnabled,
+	"MeshConfig.verifyCertificateAtClient":      refuseFalse,
+	"MeshConfig.defaultServiceExportTo":         refuseHidden,
+	"MeshConfig.defaultVirtualServiceExportTo":  refuseHidden,
+	"MeshConfig.defaultDestinationRuleExportTo": refuseHidden,
 }
 
 const notEnforced = "is valid in Istio, but the mesh does not enforce it"
@@ -148,6 +209,57 @@ func refuseTrue(_ protoreflect.Message, v protoreflect.Value) string {
 		return notEnforced
 	}
 	return ""
+}
+
+func refuseFalse(_ protoreflect.Message, v protoreflect.Value) string {
+	if refuseTrue(nil, v) == "" {
+		return "false " + notEnforced
+	}
+	return ""
+}
+
+// refuseOtherTimeout accepts what a connection may take where nothing is said.
+func refuseOtherTimeout(m protoreflect.Message, _ protoreflect.Value) string {
+	if m.Interface().(*mesh.MeshConfig).GetConnectTimeout().AsDuration() == 10*time.Second {
+		return ""
+	}
+	return "another value than the default, 10s, " + notEnforced + ": use connectionPool.tcp.connectTimeout of a DestinationRule"
+}
+
+func refuseOtherOutbound(m protoreflect.Message, _ protoreflect.Value) string {
+	p := m.Interface().(*mesh.MeshConfig).GetOutboundTrafficPolicy()
+	if p.GetMode() == mesh.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY && p.GetTls() == nil {
+		return ""
+	}
+	return "only mode ALLOW_ANY is enforced by the server: a program refuses hosts outside the mesh by its own option"
+}
+
+func refuseOtherInbound(m protoreflect.Message, _ protoreflect.Value) string {
+	if p := m.Interface().(*mesh.MeshConfig).GetInboundTrafficPolicy(); p.GetMode() == mesh.MeshConfig_InboundTrafficPolicy_PASSTHROUGH {
+		return ""
+	}
+	return notEnforced
+}
+
+func refuseOtherRoot(_ protoreflect.Message, v protoreflect.Value) string {
+	if v.String() == "" || v.String() == RootNamespace {
+		return ""
+	}
+	return "the mesh's root namespace is " + RootNamespace
+}
+
+func refuseUpgrade(_ protoreflect.Message, v protoreflect.Value) string {
+	if mesh.MeshConfig_H2UpgradePolicy(v.Enum()) == mesh.MeshConfig_DO_NOT_UPGRADE {
+		return ""
+	}
+	return notEnforced + ": use h2UpgradePolicy of a DestinationRule"
+}
+
+func refuseHidden(_ protoreflect.Message, v protoreflect.Value) string {
+	if list := v.List(); list.Len() == 1 && list.Get(0).String() == "*" {
+		return ""
+	}
+	return "another value than \"*\" " + notEnforced + ": use exportTo of each object"
 }
 
 func refuseHTTP3(_ protoreflect.Message, v protoreflect.Value) string {
@@ -177,9 +289,32 @@ func refuseEnabled(_ protoreflect.Message, v protoreflect.Value) string {
 	return notEnforced
 }
 
-func refuseTLS(_ protoreflect.Message, v protoreflect.Value) string {
-	if mode := networking.ClientTLSSettings_TLSmode(v.Enum()); mode != networking.ClientTLSSettings_DISABLE {
-		return mode.String() + " " + notEnforced
+// These refuse what has no effect in the mode that is given.
+func refuseUnlessMutual(m protoreflect.Message, v protoreflect.Value) string {
+	return refuseUnlessMode(m, v, networking.ClientTLSSettings_MUTUAL)
+}
+
+func refuseUnlessFiles(m protoreflect.Message, v protoreflect.Value) string {
+	return refuseUnlessMode(m, v, networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL)
+}
+
+func refuseUnlessTLS(m protoreflect.Message, v protoreflect.Value) string {
+	return refuseUnlessMode(m, v, networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL, networking.ClientTLSSettings_ISTIO_MUTUAL)
+}
+
+func refuseUnlessMode(m protoreflect.Message, v protoreflect.Value, modes ...networking.ClientTLSSettings_TLSmode) string {
+	mode := m.Interface().(*networking.ClientTLSSettings).GetMode()
+	if text, isText := v.Interface().(string); isText && text == "" || slices.Contains(modes, mode) {
+		return ""
+	}
+	return "the mesh does not use it with mode " + mode.String()
+}
+
+// refuseUnverified: whoever is on the way could take the place of a server that is not
+// verified, so the mesh has no such mode.
+func refuseUnverified(_ protoreflect.Message, v protoreflect.Value) string {
+	if why := refuseTrue(nil, v); why != "" {
+		return "true " + notEnforced + ": it verifies every server; give caCertificates, or mode DISABLE for plaintext"
 	}
 	return ""
 }
@@ -208,13 +343,6 @@ func refuseNames(_ protoreflect.Message, v protoreflect.Value) string {
 		return "a unix socket " + notEnforced
 	}
 	return "a host name as the address of a workload " + notEnforced + ": give an IP address"
-}
-
-func refuseCustom(_ protoreflect.Message, v protoreflect.Value) string {
-	if security.AuthorizationPolicy_Action(v.Enum()) == security.AuthorizationPolicy_CUSTOM {
-		return "CUSTOM " + notEnforced
-	}
-	return ""
 }
 
 // refuseProxyKeys refuses conditions on what only a proxy's filters know.
@@ -297,7 +425,11 @@ func Unenforced(_ Meta, spec proto.Message) []Finding {
 			return f
 		}
 	}
-	f.unenforced("spec", spec.ProtoReflect())
+	root := "spec"
+	if _, ok := spec.(*mesh.MeshConfig); ok {
+		root = "data.mesh"
+	}
+	f.unenforced(root, spec.ProtoReflect())
 	slices.SortStableFunc(f, func(a, b Finding) int { return strings.Compare(a.Field, b.Field) })
 	return f
 }

@@ -81,6 +81,8 @@ func TestRefusedFields(t *testing.T) {
 			}
 			m := newMessage(t, md)
 			switch {
+			case fd.IsMap():
+				m.Mutable(fd).Map().Set(protoreflect.ValueOfString("x").MapKey(), m.NewField(fd).Map().NewValue())
 			case fd.IsList():
 				l := m.Mutable(fd).List()
 				l.Append(l.NewElement())
@@ -172,11 +174,20 @@ func TestUnenforced(t *testing.T) {
 		{dr("loadBalancer: {simple: PASSTHROUGH}"), "spec.trafficPolicy.loadBalancer.simple", "PASSTHROUGH"},
 		{dr("loadBalancer: {consistentHash: {useSourceIp: true}}"), "spec.trafficPolicy.loadBalancer.consistentHash", ""},
 		{dr("tls: {mode: DISABLE}"), "", ""},
-		{dr("tls: {mode: ISTIO_MUTUAL}"), "spec.trafficPolicy.tls.mode", "ISTIO_MUTUAL"},
-		{dr("portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]"), "spec.trafficPolicy.portLevelSettings[0].tls.mode", "SIMPLE"},
+		{dr("tls: {mode: ISTIO_MUTUAL, subjectAltNames: [a]}"), "", ""},
+		{dr("portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, sni: a, caCertificates: /ca.pem}}]"), "", ""},
+		{dr("tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem, insecureSkipVerify: false}"), "", ""},
+		{dr("tls: {mode: SIMPLE, insecureSkipVerify: true}"), "spec.trafficPolicy.tls.insecureSkipVerify", "verifies every server"},
+		{dr("tls: {mode: SIMPLE, clientCertificate: /c.pem}"), "spec.trafficPolicy.tls.clientCertificate", "SIMPLE"},
+		{dr("tls: {mode: ISTIO_MUTUAL, privateKey: /k.pem}"), "spec.trafficPolicy.tls.privateKey", "ISTIO_MUTUAL"},
+		{dr("tls: {mode: ISTIO_MUTUAL, caCertificates: /k.pem}"), "spec.trafficPolicy.tls.caCertificates", "ISTIO_MUTUAL"},
+		{dr("tls: {mode: DISABLE, sni: a}"), "spec.trafficPolicy.tls.sni", "DISABLE"},
+		{dr("tls: {mode: DISABLE, subjectAltNames: [a]}"), "spec.trafficPolicy.tls.subjectAltNames", "DISABLE"},
+		{dr("tls: {mode: SIMPLE, credentialName: a}"), "spec.trafficPolicy.tls.credentialName", ""},
+		{dr("tls: {mode: SIMPLE, caCrl: /a.crl}"), "spec.trafficPolicy.tls.caCrl", ""},
 		{dr("connectionPool: {tcp: {maxConnections: 1, connectTimeout: 30ms, idleTimeout: 0s}, http: {http1MaxPendingRequests: 1, h2UpgradePolicy: UPGRADE, useClientProtocol: false}}"), "", ""},
 		{dr("outlierDetection: {consecutive5xxErrors: 0, interval: 5m, minHealthPercent: 10}"), "", ""},
-		{se("resolution: STATIC, endpoints: [{address: 10.0.0.1}], addresses: [240.0.0.1]"), "", ""},
+		{se("resolution: STATIC, endpoints: [{address: 10.0.0.1}], addresses: [240.0.0.1], subjectAltNames: ['spiffe://a/b']"), "", ""},
 		{se("resolution: NONE"), "", ""},
 		{se("resolution: NONE, location: MESH_INTERNAL"), "spec.resolution", "NONE"},
 		{se("resolution: DNS"), "spec.resolution", "DNS"},
@@ -224,6 +235,16 @@ func TestDecodeAgainstProtojson(t *testing.T) {
 		d.message(docs[0], got.ProtoReflect(), "")
 		if (len(d.problems) > 0) != (wantErr != nil) || wantErr == nil && !proto.Equal(got, want) {
 			t.Errorf("%s: %v %q, want %v %v", doc, got, texts(d.problems), want, wantErr)
+		}
+	}
+}
+
+// TestTLSModes: protobuf reads a number that stands for no mode, which would be no security at all.
+func TestTLSModes(t *testing.T) {
+	for _, where := range []string{"trafficPolicy: {tls: {mode: 9}}", "subsets: [{name: a, trafficPolicy: {portLevelSettings: [{port: {number: 1}, tls: {mode: 9}}]}}]"} {
+		r := Build([]*File{Parse("f.yaml", []byte("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec: {host: a, "+where+"}\n"))}, nil)
+		if len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), ".tls.mode: 9 is not a mode") || len(r.Set.DestinationRules) != 0 {
+			t.Errorf("%s: %q", where, texts(r.Problems))
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	mesh "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 )
@@ -62,6 +63,8 @@ func Validate(meta Meta, spec proto.Message) []Finding {
 		f.authorizationPolicy(spec)
 	case *security.RequestAuthentication:
 		f.requestAuthentication(spec)
+	case *mesh.MeshConfig:
+		f.meshConfig(spec)
 	}
 	f.dryRun(meta, spec)
 	return f

@@ -16,7 +16,7 @@ import (
 	selectors "istio.io/api/type/v1beta1"
 )
 
-// dryRun checks the annotation that only an AuthorizationPolicy may have.
+// dryRun checks the annotation of a policy that is not enforced.
 func (f *findings) dryRun(meta Meta, spec proto.Message) {
 	value, given := meta.Annotations[dryRunAnnotation]
 	if !given {
@@ -24,8 +24,8 @@ func (f *findings) dryRun(meta Meta, spec proto.Message) {
 	}
 	const at = "metadata.annotations[" + dryRunAnnotation + "]"
 	authz, ok := spec.(*security.AuthorizationPolicy)
-	if !ok {
-		f.errorf(at, "only an AuthorizationPolicy can be run dry")
+	if _, peers := spec.(*security.PeerAuthentication); !ok && !peers {
+		f.errorf(at, "only an AuthorizationPolicy and a PeerAuthentication can be run dry")
 		return
 	}
 	if a := authz.GetAction(); a != security.AuthorizationPolicy_ALLOW && a != security.AuthorizationPolicy_DENY {

@@ -300,6 +300,9 @@ func (f *findings) clientTLS(in, namespace string, t *networking.ClientTLSSettin
 	if t == nil {
 		return
 	}
+	if _, known := networking.ClientTLSSettings_TLSmode_name[int32(t.Mode)]; !known {
+		f.errorf(in+".mode", "%d is not a mode", t.Mode)
+	}
 	const configMap = "configmap://"
 	if name, ok := strings.CutPrefix(t.CredentialName, configMap); ok {
 		ns, _, qualified := strings.Cut(name, "/")

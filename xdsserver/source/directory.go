@@ -54,7 +54,16 @@ func Validate(path string) (*policy.Result, error) {
 // every change; it is never called concurrently. It returns an error at once where the
 // folder can not be read or watched. A folder that vanishes later is logged, is an
 // error in the next result, and loses nothing.
-func Directory(ctx context.Context, dir string, log *slog.Logger, onChange func(*policy.Result)) error {
+//
+// With Options.StateFile the access policy in force outlives a restart: it is stored
+// before a result with another one is handed on. It is an error if that fails for the
+// first result; later it is logged and tried again. A state that is there but can not
+// be used is logged, and what it would have decided is withheld: see policy.AccessLost.
+func Directory(ctx context.Context, dir string, o Options, onChange func(*policy.Result)) error {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	if info, err := os.Stat(dir); err != nil {
 		return err
 	} else if !info.IsDir() {
@@ -66,10 +75,26 @@ func Directory(ctx context.Context, dir string, log *slog.Logger, onChange func(
 	}
 	defer w.Close()
 	d := &directory{tree: tree{root: dir}, watcher: w, log: log, onChange: onChange}
+	if o.StateFile != "" {
+		if d.state, err = openState(o.StateFile, dir); err != nil {
+			return err
+		}
+		d.last = d.state.load(log)
+	}
 	if err := d.reload(); err != nil {
 		return err
 	}
 	return d.run(ctx)
+}
+
+// Options are what Directory takes beside the folder.
+type Options struct {
+	// StateFile keeps the last good state of what restricts access, readable by the
+	// server's user alone. Default none: then an access object that is broken when the
+	// server starts withholds listeners, although it was good before.
+	StateFile string
+	// Log gets what happens to the folder and the state. Default none.
+	Log *slog.Logger
 }
 
 type directory struct {
@@ -78,7 +103,9 @@ type directory struct {
 	log      *slog.Logger
 	onChange func(*policy.Result)
 	last     *policy.Result
-	missing  bool // the folder has vanished
+	began    bool   // onChange has had a result
+	missing  bool   // the folder has vanished
+	state    *state // nil where none is kept
 }
 
 func (d *directory) run(ctx context.Context) error {
@@ -106,6 +133,7 @@ func (d *directory) run(ctx context.Context) error {
 		if err := d.reload(); err != nil {
 			d.vanished(err)
 		}
+		_ = d.save() // once more, if it failed; it is logged
 		if d.missing {
 			poll.Reset(pollMissing)
 		} else {
@@ -149,7 +177,7 @@ func (d *directory) reload() error {
 			break
 		}
 	}
-	if !d.changed && d.last != nil && !d.missing {
+	if !d.changed && d.began && !d.missing {
 		return nil
 	}
 	if d.missing {
@@ -157,8 +185,7 @@ func (d *directory) reload() error {
 		d.missing = false
 	}
 	d.changed = false
-	d.publish(d.parsed())
-	return nil
+	return d.publish(d.parsed())
 }
 
 // vanished reports, once, that the folder is gone; all policy stays in force.
@@ -168,12 +195,29 @@ func (d *directory) vanished(err error) {
 	}
 	d.missing = true
 	d.log.Error("policy folder can not be read; what was in force stays", "dir", d.root, "error", err)
-	d.publish(append(d.parsed(), policy.Unreadable(d.root, err)))
+	_ = d.publish(append(d.parsed(), policy.Unreadable(d.root, err))) // fails for the first result only
 }
 
-func (d *directory) publish(files []*policy.File) {
+func (d *directory) publish(files []*policy.File) error {
 	d.last = policy.Build(files, d.last)
+	if err := d.save(); err != nil && !d.began {
+		return err
+	}
+	d.began = true
 	d.onChange(d.last)
+	return nil
+}
+
+// save stores the access policy in force, if that is another than the stored one.
+func (d *directory) save() error {
+	if d.state == nil {
+		return nil
+	}
+	err := d.state.store(d.last)
+	if err != nil && d.began {
+		d.log.Error("access policy can not be stored: after a restart an older one may be in force where files are broken", "file", d.state.path, "error", err)
+	}
+	return err
 }
 
 // watch follows the folders that the scan went through, and reports whether one is new.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -63,7 +62,7 @@ func watch(t *testing.T, dir string) *watched {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Directory(ctx, dir, slog.New(slog.DiscardHandler), func(r *policy.Result) { w.results <- r })
+		done <- Directory(ctx, dir, Options{}, func(r *policy.Result) { w.results <- r })
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -248,7 +247,7 @@ func TestDirectoryRootIsALink(t *testing.T) {
 func TestDirectoryErrors(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
 	never := func(*policy.Result) { t.Error("a result without a folder") }
-	if err := Directory(t.Context(), missing, slog.New(slog.DiscardHandler), never); !errors.Is(err, fs.ErrNotExist) {
+	if err := Directory(t.Context(), missing, Options{}, never); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v, want that the folder does not exist", err)
 	}
 	if _, err := Validate(missing); !errors.Is(err, fs.ErrNotExist) {
@@ -256,7 +255,7 @@ func TestDirectoryErrors(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "a.yaml")
 	write(t, file, entry("a", "10.0.0.1"))
-	if err := Directory(t.Context(), file, slog.New(slog.DiscardHandler), never); err == nil {
+	if err := Directory(t.Context(), file, Options{}, never); err == nil {
 		t.Error("a file is watched as a folder")
 	}
 	if r, err := Validate(file); err != nil || !slices.Equal(inForce(r), []string{"a 10.0.0.1"}) {
