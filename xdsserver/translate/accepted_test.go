@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	networking "istio.io/api/networking/v1alpha3"
 
+	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/internal/xds/compile"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
@@ -78,6 +79,53 @@ func TestAcceptedByOurClient(t *testing.T) {
 		}
 		if len(r.Notes) > 0 {
 			t.Errorf("%s: our own client is said not to do %v", n.name, r.Notes)
+		}
+	}
+}
+
+// TestAccessAcceptedByOurClient compiles listeners with access policy of every kind,
+// and holds each part against the constraints that the protos carry.
+func TestAccessAcceptedByOurClient(t *testing.T) {
+	v := NewView(accessSet(t))
+	_, _, r := inboundOf(t, v, webListener, client(Sinew))
+	_, in, err := compile.Inbound(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in.TLS == nil || in.Plain == nil || in.TLS.Socket == nil || in.StrictDryRun != "PeerAuthentication default/dry-strict" {
+		t.Errorf("TLS %v, plaintext %v, dry run of %q", in.TLS, in.Plain, in.StrictDryRun)
+	}
+	for _, chain := range []*snapshot.FilterChain{in.TLS, in.Plain} {
+		if chain.External == nil || chain.Tokens == nil || chain.Authorizer == nil || len(chain.RateLimits) != 1 || !chain.Paths.MergeSlashes {
+			t.Errorf("%+v", chain)
+		}
+	}
+	for _, agent := range []Agent{Sinew, Other} {
+		l, hcm, _ := inboundOf(t, v, webListener, client(agent))
+		if err := l.ValidateAll(); err != nil {
+			t.Errorf("%v: %v", agent, err)
+		}
+		if err := hcm.ValidateAll(); err != nil {
+			t.Errorf("%v: %v", agent, err)
+		}
+		for _, f := range hcm.GetHttpFilters() {
+			m, err := f.GetTypedConfig().UnmarshalNew()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.(interface{ ValidateAll() error }).ValidateAll(); err != nil {
+				t.Errorf("%v: %s: %v", agent, f.GetName(), err)
+			}
+		}
+	}
+}
+
+// TestAccessIsDeterministic translates the same policy again and again: versions are hashes.
+func TestAccessIsDeterministic(t *testing.T) {
+	_, _, first := inboundOf(t, NewView(accessSet(t)), webListener, client(Sinew))
+	for range 20 {
+		if _, _, again := inboundOf(t, NewView(accessSet(t)), webListener, client(Sinew)); again.Version != first.Version {
+			t.Fatal("the same policy has two versions")
 		}
 	}
 }

@@ -2,6 +2,8 @@ package translate
 
 import (
 	"maps"
+	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -23,12 +25,20 @@ type Changes struct {
 	wildcards []string
 	// virtual and rules are the hosts of VirtualServices and DestinationRules, as objects spell them.
 	virtual, rules []string
+	// servers: what says who may call whom, or which services a workload has, may
+	// differ, so that every server-side listener may. Where only workloads came, went
+	// or changed, servedAt has their addresses.
+	servers  bool
+	servedAt map[string]bool
+	// sockets: how endpoints of any service are connected to may differ.
+	sockets bool
 }
 
 // Diff compares two policies. Objects are compared by content: one that was
 // read again unchanged, or moved within its file, is no change.
 func Diff(old, new *View) *Changes {
-	c := &Changes{hosts: map[string]bool{}}
+	c := &Changes{hosts: map[string]bool{}, servedAt: map[string]bool{}}
+	c.access(old.set, new.set)
 	diff(old.set.VirtualServices, new.set.VirtualServices, func(a *policy.VirtualService) string { return key(&a.Meta) },
 		func(a, b *policy.VirtualService) bool {
 			return sameMeta(&a.Meta, &b.Meta) && proto.Equal(a.Spec, b.Spec)
@@ -57,11 +67,20 @@ func Diff(old, new *View) *Changes {
 			if other == nil || !sameShape(s, other) {
 				c.names = true
 			}
+			if other == nil || !slices.Equal(s.Ports, other.Ports) || !maps.Equal(s.Selector, other.Selector) || (s.Selector == nil) != (other.Selector == nil) {
+				c.servers = true // the ports of workloads that share an address tell them apart
+			}
+			for _, w := range s.Static {
+				c.servedAt[canonical(w.Address)] = true
+			}
 			c.host(s.Host)
 		})
 	moved := map[*policy.Workload]bool{}
 	diff(old.set.Workloads, new.set.Workloads, func(w *policy.Workload) string { return w.Namespace + "/" + w.Name + "/" + w.Address }, sameWorkload,
-		func(w, _ *policy.Workload) { moved[w] = true })
+		func(w, _ *policy.Workload) {
+			moved[w] = true
+			c.servedAt[canonical(w.Address)] = true
+		})
 	if len(moved) > 0 {
 		for _, set := range []*policy.Set{old.set, new.set} {
 			for _, s := range set.Services {
@@ -84,8 +103,11 @@ func (c *Changes) host(h string) {
 // Affects reports whether the resource of that name may differ, whoever asks for it.
 func (c *Changes) Affects(typeURL, name string) bool {
 	if typeURL == ListenerType {
+		if addr, ok := strings.CutPrefix(name, InboundPrefix); ok {
+			return c.serves(addr)
+		}
 		// A VirtualService alone can give a host its listener.
-		return !strings.HasPrefix(name, InboundPrefix) && (c.names || len(c.virtual) > 0)
+		return c.names || len(c.virtual) > 0
 	}
 	n, err := ParseTrafficName(name)
 	if err != nil {
@@ -96,14 +118,76 @@ func (c *Changes) Affects(typeURL, name string) bool {
 		// Destinations take their port from the services they name.
 		return c.names || anyCovers(c.virtual, n.Host)
 	case ClusterType, EndpointType:
-		return c.names || c.hosts[n.Host] || anyCovers(c.wildcards, n.Host) || anyCovers(c.rules, n.Host)
+		return c.names || c.sockets || c.hosts[n.Host] || anyCovers(c.wildcards, n.Host) || anyCovers(c.rules, n.Host)
 	}
 	return false
 }
 
 // Empty reports that nothing differs.
 func (c *Changes) Empty() bool {
-	return !c.names && len(c.hosts) == 0 && len(c.virtual) == 0 && len(c.rules) == 0
+	return !c.names && len(c.hosts) == 0 && len(c.virtual) == 0 && len(c.rules) == 0 &&
+		!c.servers && len(c.servedAt) == 0 && !c.sockets
+}
+
+// access compares what says who may call whom.
+func (c *Changes) access(old, new *policy.Set) {
+	if differ(old.PeerAuthentications, new.PeerAuthentications, func(p *policy.PeerAuthentication) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) {
+		c.servers, c.sockets = true, true
+	}
+	if !sameMesh(old.MeshConfig, new.MeshConfig) {
+		// The trust domain is part of every identity.
+		c.servers, c.sockets = true, true
+	}
+	if differ(old.AuthorizationPolicies, new.AuthorizationPolicies, func(p *policy.AuthorizationPolicy) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
+		differ(old.RequestAuthentications, new.RequestAuthentications, func(p *policy.RequestAuthentication) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
+		!slices.EqualFunc(old.Servers, new.Servers, func(a, b *policy.Server) bool { return sameMeta(&a.Meta, &b.Meta) && reflect.DeepEqual(a.Spec, b.Spec) }) ||
+		!slices.EqualFunc(old.RateLimits, new.RateLimits, func(a, b *policy.RateLimitPolicy) bool {
+			return sameMeta(&a.Meta, &b.Meta) && reflect.DeepEqual(a.Spec, b.Spec)
+		}) ||
+		!slices.EqualFunc(old.Broken, new.Broken, func(a, b policy.Broken) bool { return reflect.DeepEqual(a, b) }) {
+		c.servers = true
+	}
+}
+
+// differ compares objects in their order, which is precedence.
+func differ[T any](old, new []*T, parts func(*T) (*policy.Meta, proto.Message)) bool {
+	return !slices.EqualFunc(old, new, func(a, b *T) bool {
+		if a == b {
+			return true
+		}
+		metaA, specA := parts(a)
+		metaB, specB := parts(b)
+		return sameMeta(metaA, metaB) && proto.Equal(specA, specB)
+	})
+}
+
+func sameMesh(a, b *policy.MeshConfig) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return sameMeta(&a.Meta, &b.Meta) && proto.Equal(a.Spec, b.Spec)
+}
+
+// serves reports whether the server-side listener of an address may differ. One for
+// all addresses is that of each workload of its client.
+func (c *Changes) serves(addr string) bool {
+	if c.servers || len(c.servedAt) == 0 {
+		return c.servers
+	}
+	host, _, err := splitInbound(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return err != nil || ip.IsUnspecified() || c.servedAt[canonical(host)]
+}
+
+// canonical is an address in the one way in which it is compared.
+func canonical(address string) string {
+	if ip, err := netip.ParseAddr(address); err == nil {
+		return ip.Unmap().String()
+	}
+	return address
 }
 
 func anyCovers(patterns []string, host string) bool {
@@ -169,7 +253,8 @@ func sameMeta(a, b *policy.Meta) bool {
 
 func sameShape(a, b *policy.Service) bool {
 	return a.Host == b.Host && a.Namespace == b.Namespace && slices.Equal(a.Ports, b.Ports) &&
-		a.External == b.External && a.Resolution == b.Resolution && slices.Equal(a.ExportTo, b.ExportTo)
+		a.External == b.External && a.Resolution == b.Resolution && slices.Equal(a.ExportTo, b.ExportTo) &&
+		slices.Equal(a.SubjectAltNames, b.SubjectAltNames)
 }
 
 func sameService(a, b *policy.Service) bool {

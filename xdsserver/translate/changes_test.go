@@ -31,6 +31,10 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 			}
 		}
 	}
+	for _, addr := range []string{"10.0.0.0:80", "10.0.0.1:80", "10.0.0.2:81", "192.0.2.0:80", "0.0.0.0:80", "[::]:81", "10.9.9.9:80"} {
+		keys = append(keys, key{ListenerType, InboundPrefix + addr})
+	}
+	clients[0].IPs, clients[1].IPs = []string{"10.0.0.1", "10.0.0.3"}, []string{"10.0.0.2", "192.0.2.1"}
 	everything := func(v *View) map[string]string {
 		out := map[string]string{}
 		for _, k := range keys {
@@ -78,6 +82,13 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 				w := workload(pick("default", "other"), pick("a", "b", "c"), pick("v1", "v2"), fmt.Sprintf("10.0.0.%d", i))
 				w.Name = fmt.Sprint("w", i)
 				w.Weight = uint32(1 + rng.IntN(2))
+				w.ServiceAccount = pick("", "x", "y")
+				if rng.IntN(2) == 0 {
+					w.Labels[policy.TLSModeLabel] = "istio"
+				}
+				if rng.IntN(3) == 0 {
+					w.Ports = map[string]uint32{"http": uint32(80 + rng.IntN(2))}
+				}
 				set.Workloads = append(set.Workloads, w)
 			}
 		}
@@ -93,6 +104,38 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 					pick("a", "b", "c", `"*.default.svc.cluster.local"`, "ext.com"), pick("RANDOM", "ROUND_ROBIN"), pick("v1", "v2"), pick("v1", "v2"))))
 			}
 		}
+		for i := range 2 {
+			meta := func() string { return fmt.Sprint("x", i) }
+			where := func() string { return pick("default", "other", policy.RootNamespace) }
+			selector := pick("", "selector: {matchLabels: {app: a}}, ", "selector: {matchLabels: {version: v1}}, ")
+			if rng.IntN(3) == 0 {
+				set.PeerAuthentications = append(set.PeerAuthentications, peerAuthentication(t, where(), meta(), "{"+selector+"mtls: {mode: "+pick("STRICT", "DISABLE")+"}}"))
+				if rng.IntN(2) == 0 {
+					dryRun(&set.PeerAuthentications[len(set.PeerAuthentications)-1].Meta)
+				}
+			}
+			if rng.IntN(2) == 0 {
+				set.AuthorizationPolicies = append(set.AuthorizationPolicies, authorizationPolicy(t, where(), meta(),
+					"{"+selector+"action: "+pick("ALLOW", "DENY")+", rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/"+pick("x", "y")+"]}}]}]}"))
+				if rng.IntN(3) == 0 {
+					dryRun(&set.AuthorizationPolicies[len(set.AuthorizationPolicies)-1].Meta)
+				}
+			}
+			if rng.IntN(4) == 0 {
+				set.RequestAuthentications = append(set.RequestAuthentications, requestAuthentication(t, where(), meta(),
+					"{"+selector+"jwtRules: [{issuer: "+pick("i", "j")+", jwksUri: \"http://"+pick("a.default", "ext.com")+"/k\"}]}"))
+			}
+		}
+		if rng.IntN(3) == 0 {
+			set.Servers = []*policy.Server{{Meta: policy.Meta{Kind: "Server", Namespace: pick("default", "other"), Name: "s"}, Spec: &policy.ServerSpec{Port: uint32(80 + rng.IntN(2))}}}
+			set.RateLimits = []*policy.RateLimitPolicy{{Meta: policy.Meta{Kind: "HTTPLocalRateLimitPolicy", Namespace: pick("default", "other"), Name: "r"}, Spec: &policy.RateLimitSpec{Server: "s", Total: uint32(1 + rng.IntN(2))}}}
+		}
+		if rng.IntN(3) == 0 {
+			set.MeshConfig = meshConfig(t, "{trustDomain: "+pick("cluster.local", "td")+", trustDomainAliases: ["+pick("", "old")+"]}")
+		}
+		if rng.IntN(5) == 0 {
+			set.Broken = []policy.Broken{{Namespace: pick("", "default"), Reason: pick("broken", "torn")}}
+		}
 		if rng.IntN(2) == 0 && len(set.VirtualServices) == 2 {
 			set.VirtualServices[0], set.VirtualServices[1] = set.VirtualServices[1], set.VirtualServices[0]
 		}
@@ -103,8 +146,24 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 	}
 	// merge takes each list from the old set or the new one, so that single edits occur too.
 	merge := func(old, new *policy.Set) *policy.Set {
-		out := &policy.Set{VirtualServices: old.VirtualServices, DestinationRules: old.DestinationRules, Services: old.Services, Workloads: old.Workloads}
-		switch rng.IntN(5) {
+		out := &policy.Set{
+			VirtualServices: old.VirtualServices, DestinationRules: old.DestinationRules, Services: old.Services, Workloads: old.Workloads,
+			PeerAuthentications: old.PeerAuthentications, AuthorizationPolicies: old.AuthorizationPolicies, RequestAuthentications: old.RequestAuthentications,
+			Servers: old.Servers, RateLimits: old.RateLimits, MeshConfig: old.MeshConfig, Broken: old.Broken,
+		}
+		switch rng.IntN(11) {
+		case 5:
+			out.PeerAuthentications = new.PeerAuthentications
+		case 6:
+			out.AuthorizationPolicies = new.AuthorizationPolicies
+		case 7:
+			out.RequestAuthentications = new.RequestAuthentications
+		case 8:
+			out.Servers, out.RateLimits = new.Servers, new.RateLimits
+		case 9:
+			out.MeshConfig = new.MeshConfig
+		case 10:
+			out.Broken = new.Broken
 		case 0:
 			out.VirtualServices = new.VirtualServices
 		case 1:
@@ -164,6 +223,10 @@ func TestSameContentIsNoChange(t *testing.T) {
 		{EndpointType, "outbound|80||ratings.default.svc.cluster.local", false},
 		{RouteType, "outbound|9080||" + reviews, false},
 		{ListenerType, "reviews:9080", false},
+		{ListenerType, InboundPrefix + "10.0.0.9:9080", true},  // where it is now
+		{ListenerType, InboundPrefix + "10.0.0.1:9080", true},  // where it was
+		{ListenerType, InboundPrefix + "0.0.0.0:9080", true},   // may be where it is
+		{ListenerType, InboundPrefix + "10.0.0.2:9080", false}, // of another
 	} {
 		if got := c.Affects(test.typeURL, test.name); got != test.want {
 			t.Errorf("an endpoint of reviews moved: %s %s affected %v, want %v", short(test.typeURL), test.name, got, test.want)

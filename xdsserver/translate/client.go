@@ -9,6 +9,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
 // Agent is a kind of xDS client. Clients of one kind accept the same resources.
@@ -43,6 +45,9 @@ type Client struct {
 	Labels         map[string]string
 	IPs            []string // addresses that the client serves on
 	ServiceAccount string
+	// Verified is what the client has proved to be on the connection it asks over;
+	// zero where it has proved nothing. ClientOf leaves it zero.
+	Verified policy.ServiceAccount
 
 	class string
 }
@@ -122,6 +127,12 @@ func (c *Client) buildClass() string {
 		fmt.Fprintf(&b, "/%q=%q", k, c.Labels[k])
 	}
 	return b.String()
+}
+
+// server names the set of clients that get the same server-side listeners: those
+// that translation can not tell apart by anything a listener depends on.
+func (c *Client) server() string {
+	return fmt.Sprintf("%s sa=%q verified=%q/%q ips=%q", c.class, c.ServiceAccount, c.Verified.Namespace, c.Verified.Name, c.IPs)
 }
 
 // place names the set of clients of one kind in one namespace.

@@ -78,6 +78,10 @@ func (b *builder) cluster(name string, n TrafficName) (proto.Message, error) {
 	if err := b.trafficPolicy(c, tp, port.Protocol, at); err != nil {
 		return nil, err
 	}
+	d := b.destinationOf(s, port, n, subset, isHTTP2(tp.GetConnectionPool(), port.Protocol))
+	if err := b.secure(c, tp.GetTls(), d, at); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -176,7 +180,6 @@ var (
 	httpFields          = []string{"http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries", "idleTimeout", "h2UpgradePolicy"}
 	balancerFields      = []string{"simple", "localityLbSetting", "zoneAwareLbSetting"}
 	localityFields      = []string{"enabled"}
-	tlsFields           = []string{"mode"}
 	outlierFields       = []string{"consecutive5xxErrors", "consecutiveGatewayErrors", "interval", "baseEjectionTime", "maxEjectionPercent", "minHealthPercent"}
 	budgetFields        = []string{"percent", "minRetryConcurrency"}
 )
@@ -197,7 +200,6 @@ func (b *builder) trafficPolicy(c *clusterv3.Cluster, tp *networking.TrafficPoli
 		{"trafficPolicy.loadBalancer.", tp.GetLoadBalancer(), balancerFields},
 		{"trafficPolicy.loadBalancer.localityLbSetting.", tp.GetLoadBalancer().GetLocalityLbSetting(), localityFields},
 		{"trafficPolicy.loadBalancer.zoneAwareLbSetting.", tp.GetLoadBalancer().GetZoneAwareLbSetting(), localityFields},
-		{"trafficPolicy.tls.", tp.GetTls(), tlsFields},
 		{"trafficPolicy.outlierDetection.", tp.GetOutlierDetection(), outlierFields},
 		{"trafficPolicy.retryBudget.", tp.GetRetryBudget(), budgetFields},
 	} {
@@ -207,8 +209,6 @@ func (b *builder) trafficPolicy(c *clusterv3.Cluster, tp *networking.TrafficPoli
 	}
 	// What says that something is off says what is so anyway.
 	switch lb := tp.GetLoadBalancer(); {
-	case tp.GetTls() != nil && tp.GetTls().GetMode() != networking.ClientTLSSettings_DISABLE:
-		return unsupported(at, "trafficPolicy.tls.mode "+tp.GetTls().GetMode().String())
 	case lb.GetLocalityLbSetting() != nil && (lb.GetLocalityLbSetting().GetEnabled() == nil || lb.GetLocalityLbSetting().GetEnabled().GetValue()):
 		return unsupported(at, "trafficPolicy.loadBalancer.localityLbSetting")
 	case lb.GetZoneAwareLbSetting() != nil && (lb.GetZoneAwareLbSetting().GetEnabled() == nil || lb.GetZoneAwareLbSetting().GetEnabled().GetValue()):
@@ -322,6 +322,15 @@ func enforce(count uint32) *wrapperspb.UInt32Value {
 // http2Protocols are port protocols that are HTTP/2 without TLS.
 var http2Protocols = []string{"HTTP2", "GRPC", "GRPC-WEB"}
 
+// isHTTP2 reports whether requests go out by HTTP/2: because the port says so or policy upgrades them.
+func isHTTP2(pool *networking.ConnectionPoolSettings, protocol string) bool {
+	return slices.Contains(http2Protocols, strings.ToUpper(protocol)) ||
+		pool.GetHttp().GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+}
+
+// httpOptions is the key of a cluster's HTTP options.
+const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
 // protocolOptions sets the upstream's HTTP version and the life of its
 // connections. gRPC is HTTP/2 always and reads none of it.
 func (b *builder) protocolOptions(c *clusterv3.Cluster, pool *networking.ConnectionPoolSettings, protocol string) {
@@ -329,8 +338,7 @@ func (b *builder) protocolOptions(c *clusterv3.Cluster, pool *networking.Connect
 		return
 	}
 	http := pool.GetHttp()
-	h2 := slices.Contains(http2Protocols, strings.ToUpper(protocol)) ||
-		http.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+	h2 := isHTTP2(pool, protocol)
 	common := &corev3.HttpProtocolOptions{}
 	set := false
 	if n := http.GetMaxRequestsPerConnection(); n > 0 {
@@ -357,9 +365,7 @@ func (b *builder) protocolOptions(c *clusterv3.Cluster, pool *networking.Connect
 		explicit.ProtocolConfig = &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}}
 	}
 	opts.UpstreamProtocolOptions = &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit}
-	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{
-		"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": mustPack(opts),
-	}
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: mustPack(opts)}
 }
 
 // poolNotes says which limits a gRPC client does not have.

@@ -114,7 +114,9 @@ func writeCluster(t *testing.T, c *clusterv3.Cluster) string {
 
 func TestTrafficPolicyRefused(t *testing.T) {
 	for field, text := range map[string]string{
-		"trafficPolicy.tls.mode SIMPLE":                       "{tls: {mode: SIMPLE}}",
+		"trafficPolicy.tls insecureSkipVerify":                "{tls: {mode: SIMPLE, insecureSkipVerify: true}}",
+		"trafficPolicy.tls credentialName":                    "{tls: {mode: SIMPLE, credentialName: x}}",
+		"trafficPolicy.tls clientCertificate":                 "{tls: {mode: ISTIO_MUTUAL, clientCertificate: x}}",
 		"trafficPolicy.loadBalancer.localityLbSetting":        "{loadBalancer: {localityLbSetting: {}}}",
 		"trafficPolicy.loadBalancer.consistentHash":           "{loadBalancer: {consistentHash: {httpHeaderName: x}}}",
 		"trafficPolicy.loadBalancer.warmup":                   "{loadBalancer: {warmup: {duration: 1s}}}",

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -216,8 +218,8 @@ func TestIstioClusters(t *testing.T) {
 		if err := json.Unmarshal(c.After, &fields); err != nil {
 			t.Fatal(err)
 		}
-		// TLS and cluster extensions are not compared, and name types that this program does not link.
-		for _, f := range []string{"transport_socket", "transport_socket_matches", "cluster_type", "typed_dns_resolver_config", "metadata"} {
+		// Cluster extensions are not compared, and name types that this program does not link.
+		for _, f := range []string{"cluster_type", "typed_dns_resolver_config", "metadata"} {
 			delete(fields, f)
 		}
 		body, _ := json.Marshal(fields)
@@ -225,6 +227,7 @@ func TestIstioClusters(t *testing.T) {
 			t.Fatalf("case %d: %v", i, err)
 		}
 		effective := effectivePolicy(tp, nil, c.Port)
+		socket, matches := want.TransportSocket, want.TransportSocketMatches
 		if reason := clusterAside(&c, effective, string(c.After), string(c.Options)); reason != "" {
 			tally.SetAside(reason)
 			continue
@@ -245,6 +248,22 @@ func TestIstioClusters(t *testing.T) {
 				t.Fatalf("case %d: %v", i, err)
 			}
 		}
+		d := &destinationTLS{name: recordedName(want), http2: isHTTP2(effective.GetConnectionPool(), c.Protocol)}
+		if len(matches) > 0 {
+			d.endpoints, d.secured = 1, 1 // Istio chooses by the endpoint even where none takes mutual TLS
+		}
+		if err := b.secure(got, effective.GetTls(), d, "case"); err != nil {
+			tally.Fail(t, "case %d (%s) %s: %v", i, c.From, c.Policy, err)
+			continue
+		}
+		wantTLS := &clusterv3.Cluster{TransportSocket: socket, TransportSocketMatches: matches}
+		if o := wantOptions.GetUpstreamHttpProtocolOptions(); o != nil {
+			serverNames(wantTLS, o)
+		}
+		if g, w := writeTLS(t, got), writeTLS(t, wantTLS); g != w {
+			tally.Fail(t, "case %d (%s) %s:\n got %s\nwant %s", i, c.From, c.Policy, g, w)
+			continue
+		}
 		gotOptions := &upstreamv3.HttpProtocolOptions{}
 		for _, a := range got.GetTypedExtensionProtocolOptions() {
 			if err := a.UnmarshalTo(gotOptions); err != nil {
@@ -257,7 +276,7 @@ func TestIstioClusters(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "istio/trafficpolicy_to_cluster.json", 25, 84)
+	tally.Check(t, "istio/trafficpolicy_to_cluster.json", 34, 75)
 }
 
 func clusterAside(c *clusterCase, tp *networking.TrafficPolicy, after, options string) string {
@@ -265,8 +284,14 @@ func clusterAside(c *clusterCase, tp *networking.TrafficPolicy, after, options s
 	switch {
 	case c.Dir != "outbound":
 		return "inbound clusters"
-	case tp.GetTls() != nil:
-		return "TLS settings"
+	case tp.GetTls().GetCredentialName() != "":
+		return "credentials of gateways"
+	case tp.GetTls().GetInsecureSkipVerify().GetValue():
+		return "unverified servers"
+	case strings.Contains(after, "FromNodeMetadata"):
+		return "certificates from a node's metadata"
+	case tp.GetTls().GetMode() == networking.ClientTLSSettings_MUTUAL && tp.GetTls().GetClientCertificate() == "":
+		return "MUTUAL without a certificate"
 	case tp.GetLoadBalancer().GetConsistentHash() != nil:
 		return "consistent hash"
 	case tp.GetLoadBalancer().GetLocalityLbSetting() != nil:
@@ -295,6 +320,31 @@ func clusterAside(c *clusterCase, tp *networking.TrafficPolicy, after, options s
 		return "TCP keepalive of the mesh configuration"
 	}
 	return ""
+}
+
+// recordedName is the destination that a recorded cluster is for, which some of the
+// records tell by the server name only.
+func recordedName(c *clusterv3.Cluster) TrafficName {
+	if n, err := ParseTrafficName(c.GetName()); err == nil {
+		return n
+	}
+	sockets := []*corev3.TransportSocket{c.GetTransportSocket()}
+	for _, m := range c.GetTransportSocketMatches() {
+		sockets = append(sockets, m.GetTransportSocket())
+	}
+	for _, s := range sockets {
+		m := &tlsv3.UpstreamTlsContext{}
+		if s.GetTypedConfig() == nil || s.GetTypedConfig().UnmarshalTo(m) != nil {
+			continue
+		}
+		var n TrafficName
+		if parts := strings.SplitN(m.GetSni(), "_.", 4); len(parts) == 4 {
+			fmt.Sscan(parts[1], &n.Port)
+			n.Subset, n.Host = parts[2], parts[3]
+			return n
+		}
+	}
+	return TrafficName{Host: "unknown"}
 }
 
 // limits writes what a cluster enforces.

@@ -58,7 +58,12 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 		}
 		weight := max(e.weight, 1)
 		weighted = weighted || weight != 1
+		var metadata *corev3.Metadata
+		if e.mutualTLS && b.client.Agent != GRPC {
+			metadata = mutualTLSMetadata()
+		}
 		g.LbEndpoints = append(g.LbEndpoints, &endpointv3.LbEndpoint{
+			Metadata:            metadata,
 			HealthStatus:        corev3.HealthStatus_HEALTHY,
 			LoadBalancingWeight: wrapperspb.UInt32(weight),
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
@@ -120,6 +125,8 @@ type endpoint struct {
 	labels   map[string]string
 	weight   uint32
 	locality string
+	// mutualTLS: it is connected to by the mesh's mutual TLS where nothing else is configured.
+	mutualTLS bool
 }
 
 // endpoints returns a service's endpoints. A ServiceEntry with resolution DNS that
@@ -136,7 +143,11 @@ func (b *builder) endpoints(s *policy.Service, port policy.Port, host string) []
 	}
 	out := make([]endpoint, len(all))
 	for i, e := range all {
-		out[i] = endpoint{address: e.Address, labels: e.Workload.Labels, weight: e.Workload.Weight, locality: e.Workload.Locality}
+		w := e.Workload
+		out[i] = endpoint{
+			address: e.Address, labels: w.Labels, weight: w.Weight, locality: w.Locality,
+			mutualTLS: b.takesMutualTLS(s, w, w.PortFor(port)),
+		}
 	}
 	return out
 }

@@ -5,7 +5,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
@@ -59,48 +58,6 @@ func defaultPort(s *policy.Service) uint32 {
 		}
 	}
 	return s.Ports[0].Number
-}
-
-// inbound is the server-side listener of one address of the client. It admits
-// every caller: policy that restricts access is refused when it is read, so an
-// address without a known workload port is no less protected than one with it,
-// and a server on a port that no Service names starts all the same. Several
-// workloads of one machine share a loopback address, so the port alone tells
-// them apart and the address is not held against INSTANCE_IPS.
-func (b *builder) inbound(name, addr string) (proto.Message, error) {
-	host, port, err := splitInbound(addr)
-	if err != nil {
-		return nil, nil // not an address: nothing listens there
-	}
-	return &listenerv3.Listener{
-		Name: name,
-		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-			Address:       host,
-			PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
-		}}},
-		TrafficDirection: corev3.TrafficDirection_INBOUND,
-		FilterChains: []*listenerv3.FilterChain{{
-			Name: "inbound-" + addr,
-			Filters: []*listenerv3.Filter{{
-				Name: "inbound",
-				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustPack(&hcmv3.HttpConnectionManager{
-					StatPrefix: "inbound",
-					RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
-						Name: "inbound",
-						VirtualHosts: []*routev3.VirtualHost{{
-							Name:    "inbound",
-							Domains: []string{"*"},
-							Routes: []*routev3.Route{{
-								Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-								Action: &routev3.Route_NonForwardingAction{NonForwardingAction: &routev3.NonForwardingAction{}},
-							}},
-						}},
-					}},
-					HttpFilters: routerOnly(),
-				})},
-			}},
-		}},
-	}, nil
 }
 
 // routerOnly is the filter chain that every HTTP connection manager needs: gRPC

@@ -9,6 +9,7 @@ package translate
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -64,18 +65,34 @@ func Supported(typeURL string) bool {
 
 // Variant names the set of clients that get the same resource of that name.
 // Routes may differ by the client's labels (sourceLabels), and inbound
-// listeners by the workload; the rest only by namespace (exportTo, short names,
-// DestinationRules) and by the kind of client.
+// listeners by all that says whose they are: labels, namespace, service account,
+// addresses and what the client has proved. The rest differ only by namespace
+// (exportTo, short names, DestinationRules) and by the kind of client.
 func Variant(typeURL, name string, c *Client) string {
-	if typeURL == RouteType || typeURL == ListenerType && strings.HasPrefix(name, InboundPrefix) {
+	switch {
+	case typeURL == RouteType:
 		return c.class
+	case typeURL == ListenerType && strings.HasPrefix(name, InboundPrefix):
+		return c.server()
 	}
 	return c.place()
 }
 
+// ErrWithheld is what an error of Resource wraps where nothing may be served in
+// place of the resource, not even what was served before: the policy in force
+// restricts who may call or asks for TLS, and the resource would not say so. All
+// errors of inbound listeners are of this kind.
+var ErrWithheld = errors.New("withheld")
+
+// withheldError keeps the text of its cause, which names the policy object.
+type withheldError struct{ cause error }
+
+func (e *withheldError) Error() string   { return e.cause.Error() }
+func (e *withheldError) Unwrap() []error { return []error{ErrWithheld, e.cause} }
+
 // Resource translates one resource for a client. A resource that does not exist
 // is nil without an error. An error says which field of the policy can not be
-// served; it leaves the resource as the client has it.
+// served; it leaves the resource as the client has it, unless it wraps ErrWithheld.
 func (v *View) Resource(typeURL, name string, c *Client) (*Resource, error) {
 	if !utf8.ValidString(name) {
 		return nil, nil // it could not be answered under this name
@@ -86,7 +103,9 @@ func (v *View) Resource(typeURL, name string, c *Client) (*Resource, error) {
 	switch typeURL {
 	case ListenerType:
 		if addr, ok := strings.CutPrefix(name, InboundPrefix); ok {
-			msg, err = b.inbound(name, addr)
+			if msg, err = b.inbound(name, addr); err != nil {
+				err = &withheldError{err}
+			}
 		} else {
 			msg, err = b.outbound(name)
 		}
