@@ -32,6 +32,6 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true, // a failed command is not a misspelled one
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), validateCommand(), bootstrapCommand(), statusCommand())
+	root.AddCommand(serveCommand(), validateCommand(), bootstrapCommand(), statusCommand(), reportCommand(), caCommand(), tokenCommand())
 	return root
 }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/sinew-mesh/sinew/xdsserver/ads"
+	"github.com/sinew-mesh/sinew/xdsserver/ca"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 	"github.com/sinew-mesh/sinew/xdsserver/source"
 )
@@ -26,9 +29,20 @@ import (
 // stopGrace is how long running requests may take to end when the server stops.
 const stopGrace = 5 * time.Second
 
+// accessState is the file in the state directory that keeps the last good access policy.
+const accessState = "access-state"
+
 type serveOptions struct {
-	config, listen, http string
+	config, listen, plaintext, http string
+	trustDomain, stateDir           string
+	caDir                           string
+	issuer                          ca.External
+	files                           tlsFiles
+	hostnames                       []string
 }
+
+// secure reports whether the xDS port has TLS.
+func (o *serveOptions) secure() bool { return o.caDir != "" || o.files.set() }
 
 func serveCommand() *cobra.Command {
 	var o serveOptions
@@ -38,52 +52,120 @@ func serveCommand() *cobra.Command {
 		Long: `Serve the policy in a folder, and every change of it, until SIGINT or SIGTERM.
 
 Once it listens, it prints one line of JSON with the addresses, as in
-{"xds":"127.0.0.1:15010","http":"127.0.0.1:15014"}; port 0 lets the kernel choose.
+{"http":"127.0.0.1:15014","xds":"127.0.0.1:15010"}; port 0 lets the kernel choose.
 The log goes to the error output.
 
 An object that is not valid is logged with its file, line and field, and its last
-good state stays in force. Policy that restricts access (security.istio.io) can not
-be enforced, so a folder that holds any is not served.`,
+good state stays in force. One that restricts access and has no good state withholds
+the inbound listeners of all workloads that it may select, so the last good access
+policy is kept in a file over restarts: access-state in --state-dir, which is
+--ca-dir by default. Without either of them a restart forgets it.
+
+Without TLS only processes of this machine can connect, and each is taken at its
+word. They are sent security policy all the same, and need certificates from
+elsewhere to keep it: TLS contexts name the provider "default" of the client's own
+bootstrap, and a client that has none refuses connections under STRICT.
+
+With --ca-dir the server is a certificate authority too, whose state is in that
+folder (founded the first time; keep it, it holds the keys). The xDS port then has
+mutual TLS: a workload gets a certificate there with a join token ("bootstrap
+--ca-dir" makes one), renews it with the certificate itself, and is served what is
+meant for its namespace and service account. With --cert-file, --key-file and
+--ca-file the server and its clients have certificates from elsewhere instead.
+--plaintext-listen keeps a port without TLS beside it for processes of this machine
+that are not there yet.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), o, cmd.OutOrStdout(), slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 		},
 	}
-	cmd.Flags().StringVar(&o.config, "config", "", "folder with policy (*.yaml, *.yml, *.json); required")
-	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:15010", "address for xDS; loopback only, because it has no TLS")
-	cmd.Flags().StringVar(&o.http, "http", "127.0.0.1:15014", "address for health checks and status; loopback only")
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "folder with policy (*.yaml, *.yml, *.json); required")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:15010", "address for xDS; loopback only where it has no TLS")
+	f.StringVar(&o.plaintext, "plaintext-listen", "", "a second address for xDS, without TLS, beside one with it; loopback only")
+	f.StringVar(&o.http, "http", "127.0.0.1:15014", "address for health checks and status; loopback only")
+	f.StringVar(&o.trustDomain, "trust-domain", "", "trust domain of the mesh; MeshConfig must not name another (default that of MeshConfig or of --ca-dir, else cluster.local)")
+	f.StringVar(&o.stateDir, "state-dir", "", "folder that keeps the last good access policy over restarts (default that of --ca-dir)")
+	f.StringVar(&o.caDir, "ca-dir", "", "folder of the certificate authority; it serves mutual TLS and gives out certificates")
+	f.StringVar(&o.issuer.ChainFile, "issuer-cert-file", "", "issue under this certificate of another authority (PEM, with what stands between it and the root) instead of a root of our own")
+	f.StringVar(&o.issuer.KeyFile, "issuer-key-file", "", "its private key")
+	f.StringVar(&o.issuer.RootsFile, "issuer-ca-file", "", "the roots above it")
+	o.files.flags(f, "the server's certificate, for TLS without a certificate authority here")
+	f.StringSliceVar(&o.hostnames, "hostname", nil, "DNS name or IP address, beside that of --listen, that the server's certificate is for under --ca-dir; may be repeated")
 	_ = cmd.MarkFlagRequired("config") // fails only for a flag that does not exist
 	return cmd
 }
 
+// check finds flags that do not go together.
+func (o *serveOptions) check() error {
+	external := o.issuer != ca.External{}
+	switch {
+	case o.caDir != "" && o.files.set():
+		return errors.New("--ca-dir and --cert-file are two ways to get the server's certificate: use one")
+	case o.files.set() && !o.files.complete():
+		return errors.New("--cert-file, --key-file and --ca-file go together")
+	case external && o.caDir == "":
+		return errors.New("--issuer-cert-file needs --ca-dir")
+	case external && (o.issuer.ChainFile == "" || o.issuer.KeyFile == "" || o.issuer.RootsFile == ""):
+		return errors.New("--issuer-cert-file, --issuer-key-file and --issuer-ca-file go together")
+	case o.plaintext != "" && !o.secure():
+		return errors.New("--plaintext-listen is for use beside a port with TLS: give --ca-dir or --cert-file too, or use --listen alone")
+	case len(o.hostnames) > 0 && o.caDir == "":
+		return errors.New("--hostname needs --ca-dir")
+	}
+	return nil
+}
+
 // serve runs until ctx ends or something fails.
 func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger) error {
-	xdsListener, err := listenLoopback("--listen", o.listen)
+	if err := o.check(); err != nil {
+		return err
+	}
+	var listeners []net.Listener
+	defer func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}()
+	listen := func(flag, addr string, anywhere bool) (net.Listener, error) {
+		l, err := listenAt(flag, addr, anywhere)
+		if err == nil {
+			listeners = append(listeners, l)
+		}
+		return l, err
+	}
+	xdsListener, err := listen("--listen", o.listen, o.secure())
 	if err != nil {
 		return err
 	}
-	defer xdsListener.Close()
-	httpListener, err := listenLoopback("--http", o.http)
+	httpListener, err := listen("--http", o.http, false)
 	if err != nil {
 		return err
 	}
-	defer httpListener.Close()
+	addresses := map[string]string{"xds": xdsListener.Addr().String(), "http": httpListener.Addr().String()}
+	var plainListener net.Listener
+	if o.plaintext != "" {
+		if plainListener, err = listen("--plaintext-listen", o.plaintext, false); err != nil {
+			return err
+		}
+		addresses["plaintext"] = plainListener.Addr().String()
+	}
+	trustDomain, err := o.knownTrustDomain()
+	if err != nil {
+		return err
+	}
+	state, err := o.accessStateFile(log)
+	if err != nil {
+		return err
+	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &server{log: log, ads: ads.NewServer(ctx, log), first: make(chan struct{}), fail: cancel}
-	g := grpc.NewServer(
-		// Streams are long and mostly silent: find dead ones, and let clients do the same.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	)
-	s.ads.Register(g)
-	h := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
-
+	s := &server{log: log, ads: ads.NewServer(ctx, log), first: make(chan struct{}), fail: cancel, trustDomain: trustDomain, fixed: trustDomain != "" || o.secure()}
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() {
-		if err := source.Directory(ctx, o.config, log, s.change); err != nil {
+		if err := source.Directory(ctx, o.config, source.Options{StateFile: state, Log: log}, s.change); err != nil {
 			cancel(fmt.Errorf("policy: %w", err))
 		}
 	})
@@ -94,32 +176,79 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 	if ctx.Err() != nil {
 		return stopReason(ctx)
 	}
-	running.Go(func() {
-		if err := g.Serve(xdsListener); err != nil {
-			cancel(fmt.Errorf("xDS: %w", err))
+
+	var servers []*grpc.Server
+	start := func(l net.Listener, g *grpc.Server) {
+		servers = append(servers, g)
+		running.Go(func() {
+			if err := g.Serve(l); err != nil {
+				cancel(fmt.Errorf("xDS: %w", err))
+			}
+		})
+	}
+	plain := func(l net.Listener) {
+		g := newGRPC()
+		s.ads.Register(g)
+		start(l, g)
+	}
+	if o.secure() {
+		secured, err := s.secure(ctx, &o, xdsListener.Addr(), &running)
+		if err != nil {
+			cancel(err)
+			return err
 		}
-	})
+		defer secured.close()
+		g := newGRPC(grpc.Creds(ads.Credentials(secured.trust)))
+		s.ads.RegisterVerified(g, secured.trust)
+		if secured.ca != nil {
+			ca.NewService(secured.ca).Register(g)
+		}
+		start(xdsListener, g)
+		if plainListener != nil {
+			plain(plainListener)
+		}
+	} else {
+		plain(xdsListener)
+	}
+	h := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
 	running.Go(func() {
 		if err := h.Serve(httpListener); !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("http: %w", err))
 		}
 	})
-	log.Info("listening", "xds", xdsListener.Addr().String(), "http", httpListener.Addr().String(), "config", o.config)
-	if err := json.NewEncoder(out).Encode(map[string]string{"xds": xdsListener.Addr().String(), "http": httpListener.Addr().String()}); err != nil {
+	log.Info("listening", "xds", addresses["xds"], "plaintext", addresses["plaintext"], "http", addresses["http"], "config", o.config, "tls", o.secure(), "ca", o.caDir)
+	if err := json.NewEncoder(out).Encode(addresses); err != nil {
 		cancel(fmt.Errorf("print the addresses: %w", err))
 	}
 
 	<-ctx.Done() // which also ends the streams
 	log.Info("stopping")
-	force := time.AfterFunc(stopGrace, g.Stop)
+	force := time.AfterFunc(stopGrace, func() {
+		for _, g := range servers {
+			g.Stop()
+		}
+	})
 	defer force.Stop()
-	g.GracefulStop()
+	for _, g := range servers {
+		g.GracefulStop()
+	}
 	grace, done := context.WithTimeout(context.Background(), stopGrace)
 	defer done()
 	if err := h.Shutdown(grace); err != nil {
 		h.Close()
 	}
 	return stopReason(ctx)
+}
+
+func newGRPC(options ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append(options,
+		// Streams are long and mostly silent: find dead ones, and let clients do the same.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// Who has not said who it is yet may not tie anything up.
+		grpc.ConnectionTimeout(20*time.Second),
+		grpc.MaxConcurrentStreams(1000),
+	)...)
 }
 
 // stopReason is nil where the server was told to stop.
@@ -130,9 +259,10 @@ func stopReason(ctx context.Context) error {
 	return nil
 }
 
-// listenLoopback listens on an address of this machine alone. There is no TLS
-// and no authentication, so anyone who reaches the port reads all policy.
-func listenLoopback(flag, addr string) (net.Listener, error) {
+// listenAt listens on an address, which must be one of this machine alone unless it
+// may be any: where there is no TLS and no authentication, anyone who reaches the port
+// reads all policy.
+func listenAt(flag, addr string, anywhere bool) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", flag, addr, err)
@@ -140,14 +270,34 @@ func listenLoopback(flag, addr string) (net.Listener, error) {
 	if host == "localhost" {
 		host = "127.0.0.1"
 	}
-	if ip, err := netip.ParseAddr(host); err != nil || !ip.Unmap().IsLoopback() {
-		return nil, fmt.Errorf("%s %s: only a loopback address, such as 127.0.0.1:%s, can be served: without TLS anyone who reaches the port could read all policy, and change it on its way", flag, addr, port)
+	if !anywhere {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.Unmap().IsLoopback() {
+			return nil, fmt.Errorf("%s %s: only a loopback address, such as 127.0.0.1:%s, can be served: without TLS anyone who reaches the port could read all policy, and change it on its way", flag, addr, port)
+		}
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(host, port))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	return l, nil
+}
+
+// accessStateFile is where the last good access policy is kept, "" for nowhere.
+func (o *serveOptions) accessStateFile(log *slog.Logger) (string, error) {
+	dir := o.stateDir
+	if dir == "" {
+		dir = o.caDir
+	}
+	if dir == "" {
+		log.Warn("access policy is not kept over restarts: give --state-dir")
+		return "", nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("--state-dir: %w", err)
+	}
+	path := filepath.Join(dir, accessState)
+	log.Info("access policy is kept over restarts", "file", path)
+	return path, nil
 }
 
 // server is what serve runs and what the status page shows.
@@ -160,18 +310,21 @@ type server struct {
 	mu      sync.Mutex
 	result  *policy.Result // the last that was read
 	read    time.Time
-	inForce bool  // result is in force
-	access  error // why it is not: it restricts access
+	secured *secured // nil without TLS, or before the first policy
+	// trustDomain is the mesh's; fixed where a flag has chosen it or certificates are of
+	// it, so that policy can not change it.
+	trustDomain string
+	fixed       bool
+	aliases     []string
+	disagrees   error // what of the policy in force is not as it was read
 }
 
-// change takes a policy that was read. One that restricts access is not put in
-// force: at the start the server does not serve at all, and later it goes on
-// with the policy before and says on /readyz that it is not as it should be.
+// change takes a policy that was read and puts it in force.
 func (s *server) change(r *policy.Result) {
 	s.mu.Lock()
 	before := s.result
-	s.result, s.read, s.access = r, time.Now(), r.Security()
-	s.inForce = s.access == nil
+	disagrees := s.settleTrustDomain(r.Set, before == nil)
+	s.result, s.read, s.disagrees = r, time.Now(), disagrees
 	s.mu.Unlock()
 	for _, p := range r.Problems {
 		if before != nil && slices.Contains(before.Problems, p) {
@@ -186,18 +339,19 @@ func (s *server) change(r *policy.Result) {
 		}
 		s.log.Log(context.Background(), level, p.Message, "at", p.At.String(), "object", p.Object.String(), "field", p.Field)
 	}
-	if s.access != nil {
+	if disagrees != nil {
 		if before == nil {
-			s.fail(fmt.Errorf("not serving: %w", s.access))
+			s.fail(fmt.Errorf("not serving: %w", disagrees))
 			return
 		}
-		s.log.Error("the change is not put in force, the policy before it stays", "error", s.access)
-		return
+		s.log.Error("the trust domain stays as it was", "error", disagrees)
 	}
 	began := time.Now()
 	s.ads.SetPolicy(r.Set)
 	s.log.Info("policy is in force", "virtualServices", len(r.Set.VirtualServices), "destinationRules", len(r.Set.DestinationRules),
-		"services", len(r.Set.Services), "workloads", len(r.Set.Workloads), "problems", len(r.Problems), "took", time.Since(began).String())
+		"services", len(r.Set.Services), "workloads", len(r.Set.Workloads), "peerAuthentications", len(r.Set.PeerAuthentications),
+		"authorizationPolicies", len(r.Set.AuthorizationPolicies), "requestAuthentications", len(r.Set.RequestAuthentications),
+		"problems", len(r.Problems), "took", time.Since(began).String())
 	if before == nil {
 		close(s.first)
 	}

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"io"
-	"net/http"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,22 +18,9 @@ func statusCommand() *cobra.Command {
 		Short: "Show who is connected, and what each client accepted or refused",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, "http://"+addr+"/status", nil)
-			if err != nil {
-				return err
-			}
-			client := http.Client{Timeout: 10 * time.Second}
-			resp, err := client.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("%s answers %s", req.URL, resp.Status)
-			}
 			var p page
-			if err := json.NewDecoder(resp.Body).Decode(&p); err != nil {
-				return fmt.Errorf("%s: %w", req.URL, err)
+			if err := fetch(cmd.Context(), "http://"+addr+"/status", &p); err != nil {
+				return err
 			}
 			return p.print(cmd.OutOrStdout(), time.Now())
 		},
@@ -47,28 +34,50 @@ func (p *page) print(out io.Writer, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	state := "in force"
 	if !p.Policy.InForce {
-		state = "not in force: " + p.Policy.Error
+		state = "in force but for this: " + p.Policy.Error
 	}
-	fmt.Fprintf(w, "policy read %s ago, %s: %d virtual services, %d destination rules, %d services, %d workloads\n",
-		now.Sub(p.Policy.Read).Round(time.Second), state, p.Policy.VirtualServices, p.Policy.DestinationRules, p.Policy.Services, p.Policy.Workloads)
+	fmt.Fprintf(w, "policy read %s ago, %s: %d virtual services, %d destination rules, %d services, %d workloads, %d peer authentications, %d authorization policies, %d request authentications\n",
+		now.Sub(p.Policy.Read).Round(time.Second), state, p.Policy.VirtualServices, p.Policy.DestinationRules, p.Policy.Services, p.Policy.Workloads,
+		p.Policy.PeerAuthentications, p.Policy.AuthorizationPolicies, p.Policy.RequestAuthentications)
+	fmt.Fprintf(w, "trust domain %s", p.TrustDomain)
+	if c := p.Certificate; c != nil {
+		switch {
+		case c.Error != "":
+			fmt.Fprintf(w, ", no TLS: %s", c.Error)
+		default:
+			fmt.Fprintf(w, ", the server is %s, its certificate expires %s", c.Identity, c.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	fmt.Fprintln(w)
+	if p.CA != nil {
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		if err := printCA(out, p.CA, now); err != nil {
+			return err
+		}
+	}
 	for _, x := range p.Policy.Problems {
 		fmt.Fprintf(w, "%s: %s:%d: %s %s: %s\n", x.Severity, x.File, x.Line, x.Object, x.Field, x.Message)
 	}
 	for _, x := range p.Problems {
 		fmt.Fprintf(w, "not served: %s %s: %s\n", x.Type, x.Name, x.Error)
 	}
+	for _, x := range p.Refused {
+		fmt.Fprintf(w, "refused %s ago: %s %s %s: %s\n", now.Sub(x.At).Round(time.Second), x.Address, x.Identity, x.Node, x.Reason)
+	}
 	if len(p.Clients) == 0 {
 		fmt.Fprintln(w, "\nno client is connected")
 		return w.Flush()
 	}
-	fmt.Fprintln(w, "\nNODE\tKIND\tPROTOCOL\tCONNECTED\tTYPE\tRESOURCE\tSTATE\tVERSION\tACCEPTED\tREASON")
+	fmt.Fprintln(w, "\nNODE\tIDENTITY\tKIND\tPROTOCOL\tCONNECTED\tTYPE\tRESOURCE\tSTATE\tVERSION\tACCEPTED\tREASON")
 	for _, c := range p.Clients {
-		who := fmt.Sprintf("%s\t%s\t%s\t%s", c.Node, c.Kind, c.Protocol, now.Sub(c.ConnectedSince).Round(time.Second))
+		who := fmt.Sprintf("%s\t%s\t%s\t%s\t%s", c.Node, cmp.Or(c.Identity, "not proved"), c.Kind, c.Protocol, now.Sub(c.ConnectedSince).Round(time.Second))
 		if len(c.Resources) == 0 {
 			fmt.Fprintf(w, "%s\t\t\t\t\t\t\n", who)
 		}
 		for _, r := range c.Resources {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", who, r.Type, r.Name, r.State, r.Version, r.Accepted, r.Error)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", who, r.Type, r.Name, r.State, r.Version, r.Accepted, strings.TrimSpace(r.Withheld+" "+r.Error))
 		}
 	}
 	noted := false

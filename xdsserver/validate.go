@@ -35,8 +35,6 @@ The exit status is 1 if there is an error; warnings and notices leave it 0.`,
 				return errors.New("1 error")
 			case failed > 0:
 				return fmt.Errorf("%d errors", failed)
-			case r.Security() != nil:
-				return r.Security()
 			}
 			return nil
 		},

@@ -1,7 +1,6 @@
 package ads
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -44,6 +42,7 @@ type store struct {
 	turn  sync.Mutex    // held while view changes, so that its holder may read view without mu
 
 	mu      sync.Mutex
+	set     *policy.Set // of view; nil before the first
 	view    *translate.View
 	entries map[entryKey]*entry
 	idle    int         // entries without a watch
@@ -102,7 +101,7 @@ func (s *store) setPolicy(set *policy.Set) {
 	changes := translate.Diff(s.view, view)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.view = view
+	s.set, s.view = set, view
 	if changes.Empty() {
 		return
 	}
@@ -192,13 +191,17 @@ func (s *store) entry(typeURL, name string, c *translate.Client) *entry {
 }
 
 // translate fills an entry from the policy in force. Policy that can not be
-// translated leaves the resource as it was.
+// translated leaves the resource as it was, unless that may admit whom the policy
+// now shuts out: then there is none.
 func (s *store) translate(e *entry) {
 	e.stale = false
 	r, err := s.view.Resource(e.typeURL, e.name, e.client)
 	if err != nil {
 		e.err = err
-		s.log.Error("policy can not be served", "resource", e.name, "type", short(e.typeURL), "error", err)
+		s.log.Error("policy can not be served", "resource", e.name, "type", short(e.typeURL), "client", e.client.ID, "error", err)
+		if errors.Is(err, translate.ErrWithheld) {
+			e.doomed, e.version, e.wire, e.notes = time.Time{}, "", nil, nil
+		}
 		return
 	}
 	e.err = nil
@@ -312,55 +315,6 @@ func stateVersion(known map[string]string) string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// CreateDeltaWatch implements go-control-plane's cache for incremental streams.
-//
-// Names in resource_names_subscribe are answered even if the client should have
-// them, as the protocol asks, because it may have dropped them; only a stream's
-// first request may say with initial_resource_versions that it still has some.
-func (s *store) CreateDeltaWatch(req *cachev3.DeltaRequest, sub cachev3.Subscription, out chan cachev3.DeltaResponse) (func(), error) {
-	c, err := translate.ClientOf(req.GetNode())
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	names := sub.SubscribedResources()
-	force := make(map[string]bool)
-	for _, name := range req.GetResourceNamesSubscribe() {
-		if _, has := req.GetInitialResourceVersions()[name]; !has {
-			force[name] = true
-		}
-	}
-	w := &watch{store: s, client: c, typeURL: req.GetTypeUrl(), known: knownOf(names, sub.ReturnedResources()),
-		wildcard: sub.IsWildcard() && req.GetResponseNonce() == ""}
-	w.send = func(r *reply) bool {
-		return offerTo(out, cachev3.DeltaResponse(newDeltaReply(req, r)))
-	}
-	if !translate.Supported(req.GetTypeUrl()) {
-		return s.refuseType(w, names, force)
-	}
-	return s.open(w, names, force)
-}
-
-// CreateWatch implements go-control-plane's cache for state-of-the-world streams.
-//
-// The first answer of a stream always holds everything, whatever version the
-// client says it has: a version can not tell that a name was dropped and asked for again in between.
-func (s *store) CreateWatch(req *cachev3.Request, sub cachev3.Subscription, out chan cachev3.Response) (func(), error) {
-	c, err := translate.ClientOf(req.GetNode())
-	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	names := sub.SubscribedResources()
-	w := &watch{store: s, client: c, typeURL: req.GetTypeUrl(), known: knownOf(names, sub.ReturnedResources()),
-		wildcard: sub.IsWildcard() && req.GetResponseNonce() == ""}
-	w.send = func(r *reply) bool {
-		return offerTo(out, cachev3.Response(newStateReply(req, w, r)))
-	}
-	if !translate.Supported(req.GetTypeUrl()) {
-		return s.refuseType(w, names, nil)
-	}
-	return s.open(w, names, nil)
-}
-
 // refuseType answers at once that no resource of a type that is not served
 // exists, so that nobody waits for it.
 func (s *store) refuseType(w *watch, names map[string]struct{}, force map[string]bool) (func(), error) {
@@ -376,11 +330,6 @@ func (s *store) refuseType(w *watch, names map[string]struct{}, force map[string
 		w.send(r)
 	}
 	return nil, nil
-}
-
-// Fetch implements go-control-plane's cache. Polling is not served.
-func (s *store) Fetch(context.Context, *cachev3.Request) (cachev3.Response, error) {
-	return nil, errors.New("polling is not served: open a stream")
 }
 
 // knownOf is what of the names a client has.

@@ -3,8 +3,11 @@ package ads
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 	"github.com/sinew-mesh/sinew/internal/xds/client"
@@ -118,4 +121,47 @@ http:
 		}
 		return true
 	})
+}
+
+// TestOurClientReports: what this project's client reports is what the server reads.
+func TestOurClientReports(t *testing.T) {
+	leak.Check(t)
+	for theirs, ours := range map[string]string{
+		client.MetricMTLS: MetricMTLS, client.MetricPlaintext: MetricPlaintext, client.MetricWouldRefuseStrict: MetricWouldRefuseStrict, client.MetricWouldRefuseAuthorization: MetricWouldRefuseAuthorization,
+	} {
+		if theirs != ours {
+			t.Errorf("the client says %q, the server %q", theirs, ours)
+		}
+	}
+	h := start(t, set(t))
+	h.loadInterval = time.Millisecond
+	config, err := bootstrap.Parse([]byte(fmt.Sprintf(`{
+		"xds_servers": [{"server_uri": %q, "channel_creds": [{"type": "insecure"}]}],
+		"node": {"id": "sidecar~10.0.0.1~a-v1.default~default.svc.cluster.local"}
+	}`, h.addr)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reported atomic.Bool
+	c, err := client.New(client.Options{Bootstrap: config, OnSnapshot: func(*snapshot.Snapshot) {}, Loads: func() []client.Load {
+		if reported.Swap(true) {
+			return nil
+		}
+		return []client.Load{
+			{Cluster: client.InboundCluster(80), Counts: map[string]uint64{client.MetricMTLS: 3, client.MetricPlaintext + client.MetricOf + "10.0.0.2": 2}},
+			{Cluster: named("b"), Counts: map[string]uint64{client.MetricPlaintext: 1}},
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	waitFor(t, func() bool { r := h.Report(); return len(r.Inbound) == 1 && len(r.Outbound) == 1 })
+	r := h.Report()
+	if in := r.Inbound[0]; in.Port != 80 || in.MTLS != 3 || in.Plaintext != 2 || len(in.Callers) != 1 || in.Callers[0].IP != "10.0.0.2" {
+		t.Errorf("inbound %+v", in)
+	}
+	if o := r.Outbound[0]; o.Plaintext != 1 || o.Cluster != named("b") {
+		t.Errorf("outbound %+v", o)
+	}
 }

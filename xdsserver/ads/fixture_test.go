@@ -113,12 +113,17 @@ func node(agent string) *corev3.Node {
 
 func dial(t testing.TB, h *harness) discoveryv3.AggregatedDiscoveryServiceClient {
 	t.Helper()
-	conn, err := grpc.NewClient(h.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return discoveryv3.NewAggregatedDiscoveryServiceClient(dialRaw(t, h.addr))
+}
+
+func dialRaw(t testing.TB, addr string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return discoveryv3.NewAggregatedDiscoveryServiceClient(conn)
+	return conn
 }
 
 // deltaClient speaks the incremental protocol by hand.

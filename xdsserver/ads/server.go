@@ -13,6 +13,12 @@
 //   - Of one change of policy, clusters and endpoints go before listeners and
 //     routes. A cluster or endpoint set that is gone is served for two seconds
 //     more, in which clients go over to what the new routes name.
+//   - What says who may call, and can not be made of the policy in force, is not
+//     served at all, not even as it was.
+//
+// On connections with client certificates (Credentials, RegisterVerified) a client
+// is served as the namespace and service account that it has proved, and as nobody
+// else. Beside policy it may report who speaks plaintext to it (Report).
 package ads
 
 import (
@@ -20,12 +26,14 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
-	serverv3 "github.com/envoyproxy/go-control-plane/pkg/server/v3"
+	loadv3 "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	"google.golang.org/grpc"
 
+	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
@@ -33,7 +41,18 @@ import (
 type Server struct {
 	store  *store
 	ledger *ledger
-	xds    serverv3.Server
+	loads  *loads
+	ctx    context.Context
+	log    *slog.Logger
+
+	loadInterval time.Duration // as in the constant
+
+	refusals struct {
+		mu       sync.Mutex
+		last     []Refusal
+		second   time.Time // when the present second of logging began
+		inSecond int
+	}
 }
 
 // NewServer returns a server without policy: every name is answered as unknown
@@ -42,15 +61,31 @@ func NewServer(ctx context.Context, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{store: newStore(log), ledger: newLedger()}
-	// Ordered streams send responses in the order they were made, across types.
-	s.xds = serverv3.NewServer(ctx, s.store, s.ledger, sotw.WithOrderedADS())
-	return s
+	return &Server{store: newStore(log), ledger: newLedger(), loads: newLoads(), ctx: ctx, log: log, loadInterval: loadInterval}
 }
 
-// Register adds the aggregated discovery service to a gRPC server.
+// Register adds the aggregated discovery service and the load reporting service
+// to a gRPC server whose clients prove nothing: a node is taken at its word. It is for connections that nobody
+// else can reach, as on loopback.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
-	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s.xds)
+	register(r, door{server: s})
+}
+
+// RegisterVerified adds the services to a gRPC server with Credentials, or others
+// that leave the client's certificates in credentials.TLSInfo. Each stream needs a
+// client certificate that is an SVID under the source's bundles, whose trust
+// domains are the mesh's own and its aliases; without one it is Unauthenticated.
+//
+// The node must be of the certificate's namespace and service account, else the
+// stream ends with PermissionDenied and says what differs. When the certificate
+// expires the stream ends with Unavailable.
+func (s *Server) RegisterVerified(r grpc.ServiceRegistrar, trust source.Source) {
+	register(r, door{server: s, trust: trust})
+}
+
+func register(r grpc.ServiceRegistrar, d door) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, &gate{door: d})
+	loadv3.RegisterLoadReportingServiceServer(r, &loadGate{door: d})
 }
 
 // SetPolicy puts a policy in force and sends every client what it watches and
@@ -62,6 +97,9 @@ func (s *Server) SetPolicy(set *policy.Set) { s.store.setPolicy(set) }
 // refused, and what could not be made of the policy.
 func (s *Server) Status() Status {
 	out := Status{Clients: s.ledger.status(), Problems: []Problem{}}
+	s.refusals.mu.Lock()
+	out.Refused = append([]Refusal{}, s.refusals.last...)
+	s.refusals.mu.Unlock()
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
 	for i := range out.Clients {
@@ -73,6 +111,9 @@ func (s *Server) Status() Status {
 			r := &c.Resources[j]
 			if e := s.store.find(r.typeURL, r.Name, c.client); e != nil {
 				r.Notes = e.notes
+				if e.err != nil && !e.stale {
+					r.Withheld = e.err.Error()
+				}
 			}
 		}
 	}

@@ -11,7 +11,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/sinew-mesh/sinew/xdsserver/translate"
@@ -23,6 +22,8 @@ type Status struct {
 	// Problems are resources that the policy in force can not be made into;
 	// clients keep what they had.
 	Problems []Problem `json:"problems"`
+	// Refused are the last streams that were not served, the newest last.
+	Refused []Refusal `json:"refused"`
 }
 
 // Problem is a resource that could not be translated.
@@ -34,10 +35,13 @@ type Problem struct {
 
 // ClientStatus is one stream. A process may have several: grpc-go opens one for each channel.
 type ClientStatus struct {
-	Node           string           `json:"node"`
-	UserAgent      string           `json:"userAgent"`
-	Kind           string           `json:"kind"` // sinew, grpc or other
-	Namespace      string           `json:"namespace"`
+	Node      string `json:"node"`
+	UserAgent string `json:"userAgent"`
+	Kind      string `json:"kind"` // sinew, grpc or other
+	Namespace string `json:"namespace"`
+	// Identity is the SPIFFE ID that the client's certificate proves; empty on a
+	// connection without one.
+	Identity       string           `json:"identity,omitempty"`
 	Address        string           `json:"address"`
 	Protocol       string           `json:"protocol"` // delta or sotw
 	ConnectedSince time.Time        `json:"connectedSince"`
@@ -67,30 +71,34 @@ type ResourceStatus struct {
 	Accepted string `json:"accepted,omitempty"`
 	// Error is the client's, with NACKED.
 	Error string `json:"error,omitempty"`
+	// Withheld says why the policy in force can not be made into this resource for
+	// this client. Where it says who may call, as an inbound listener does, the
+	// resource is then not served; others stay as the client has them.
+	Withheld string `json:"withheld,omitempty"`
 	// Notes are what this client can not do of the policy behind the resource.
 	Notes []translate.Note `json:"notes,omitempty"`
 
 	typeURL string
 }
 
-// ledger follows the streams. It implements go-control-plane's callbacks.
+// ledger follows the streams.
 type ledger struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	streams map[streamKey]*stream
+	streams map[*stream]struct{}
 }
 
-// streamKey tells streams apart: the two protocols count for themselves.
-type streamKey struct {
-	delta bool
-	id    int64
-}
-
+// stream is one open stream. It implements go-control-plane's callbacks, which
+// its own goroutine calls; the ledger's mutex guards its fields.
 type stream struct {
+	ledger    *ledger
+	delta     bool
 	address   string
+	identity  string
 	since     time.Time
 	node      *corev3.Node
+	client    *translate.Client
 	resources map[string]map[string]*ResourceStatus // by type URL and name
 	pending   map[string]sentResponse               // by type URL: the last response
 }
@@ -101,32 +109,34 @@ type sentResponse struct {
 }
 
 func newLedger() *ledger {
-	return &ledger{now: time.Now, streams: make(map[streamKey]*stream)}
+	return &ledger{now: time.Now, streams: make(map[*stream]struct{})}
 }
 
-func (l *ledger) open(ctx context.Context, key streamKey) {
-	s := &stream{since: l.now(), resources: make(map[string]map[string]*ResourceStatus), pending: make(map[string]sentResponse)}
-	if p, ok := peer.FromContext(ctx); ok {
-		s.address = p.Addr.String()
+// newStream makes a stream, which counts from when it opens until it is closed.
+func (l *ledger) newStream(delta bool, c *caller) *stream {
+	return &stream{
+		ledger: l, delta: delta, address: c.address, identity: c.id.String(), since: l.now(),
+		resources: make(map[string]map[string]*ResourceStatus), pending: make(map[string]sentResponse),
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.streams[key] = s
 }
 
-func (l *ledger) close(key streamKey) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.streams, key)
+func (s *stream) opened() {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	s.ledger.streams[s] = struct{}{}
 }
 
-// with runs f on a stream.
-func (l *ledger) with(key streamKey, f func(*stream)) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if s := l.streams[key]; s != nil {
-		f(s)
-	}
+func (s *stream) closed() {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	delete(s.ledger.streams, s)
+}
+
+// identified notes who the client is, once its node has been found to be its own.
+func (s *stream) identified(c *translate.Client) {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	s.client = c
 }
 
 func (s *stream) resource(typeURL, name string) *ResourceStatus {
@@ -182,95 +192,87 @@ func (s *stream) answered(typeURL, nonce, refusal string) {
 	}
 }
 
-func (l *ledger) OnStreamOpen(ctx context.Context, id int64, _ string) error {
-	l.open(ctx, streamKey{false, id})
+// OnStreamOpen implements sotw.Callbacks, as do the next three.
+func (s *stream) OnStreamOpen(context.Context, int64, string) error { s.opened(); return nil }
+
+func (s *stream) OnStreamClosed(int64, *corev3.Node) { s.closed() }
+
+func (s *stream) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) error {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if req.GetNode() != nil {
+		s.node = req.GetNode()
+	}
+	s.answered(req.GetTypeUrl(), req.GetResponseNonce(), refusal(req.GetErrorDetail().GetMessage(), req.GetErrorDetail() != nil))
+	if len(req.GetResourceNames()) > maxNames {
+		return nil // the cache refuses it
+	}
+	wanted := make(map[string]bool, len(req.GetResourceNames()))
+	for _, name := range req.GetResourceNames() {
+		wanted[name] = true
+		s.resource(req.GetTypeUrl(), name)
+	}
+	maps.DeleteFunc(s.resources[req.GetTypeUrl()], func(name string, _ *ResourceStatus) bool { return !wanted[name] })
 	return nil
 }
 
-func (l *ledger) OnStreamClosed(id int64, _ *corev3.Node) { l.close(streamKey{false, id}) }
-
-func (l *ledger) OnStreamRequest(id int64, req *discoveryv3.DiscoveryRequest) error {
-	l.with(streamKey{false, id}, func(s *stream) {
-		if req.GetNode() != nil {
-			s.node = req.GetNode()
-		}
-		s.answered(req.GetTypeUrl(), req.GetResponseNonce(), refusal(req.GetErrorDetail().GetMessage(), req.GetErrorDetail() != nil))
-		if len(req.GetResourceNames()) > maxNames {
-			return // the cache refuses it
-		}
-		wanted := make(map[string]bool, len(req.GetResourceNames()))
+func (s *stream) OnStreamResponse(_ context.Context, _ int64, req *discoveryv3.DiscoveryRequest, resp *discoveryv3.DiscoveryResponse) {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	versions := make(map[string]string, len(resp.GetResources()))
+	for _, r := range resp.GetResources() {
+		versions[nameOf(r.GetValue())] = resp.GetVersionInfo()
+	}
+	var absent []string
+	if fullState(resp.GetTypeUrl()) {
 		for _, name := range req.GetResourceNames() {
-			wanted[name] = true
-			s.resource(req.GetTypeUrl(), name)
-		}
-		maps.DeleteFunc(s.resources[req.GetTypeUrl()], func(name string, _ *ResourceStatus) bool { return !wanted[name] })
-	})
-	return nil
-}
-
-func (l *ledger) OnStreamResponse(_ context.Context, id int64, req *discoveryv3.DiscoveryRequest, resp *discoveryv3.DiscoveryResponse) {
-	l.with(streamKey{false, id}, func(s *stream) {
-		versions := make(map[string]string, len(resp.GetResources()))
-		for _, r := range resp.GetResources() {
-			versions[nameOf(r.GetValue())] = resp.GetVersionInfo()
-		}
-		var absent []string
-		if fullState(resp.GetTypeUrl()) {
-			for _, name := range req.GetResourceNames() {
-				if _, ok := versions[name]; !ok {
-					absent = append(absent, name)
-				}
+			if _, ok := versions[name]; !ok {
+				absent = append(absent, name)
 			}
 		}
-		s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, absent)
-	})
+	}
+	s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, absent)
 }
 
-func (l *ledger) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) error {
-	l.open(ctx, streamKey{true, id})
-	return nil
-}
+// OnDeltaStreamOpen implements delta.Callbacks, as do the next three.
+func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error { s.opened(); return nil }
 
-func (l *ledger) OnDeltaStreamClosed(id int64, _ *corev3.Node) { l.close(streamKey{true, id}) }
+func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) { s.closed() }
 
-func (l *ledger) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscoveryRequest) error {
-	l.with(streamKey{true, id}, func(s *stream) {
-		if req.GetNode() != nil {
-			s.node = req.GetNode()
-		}
-		s.answered(req.GetTypeUrl(), req.GetResponseNonce(), refusal(req.GetErrorDetail().GetMessage(), req.GetErrorDetail() != nil))
-		if len(s.resources[req.GetTypeUrl()])+len(req.GetResourceNamesSubscribe()) <= 2*maxNames {
-			for _, name := range req.GetResourceNamesSubscribe() {
-				if name == "*" {
-					continue
-				}
-				r := s.resource(req.GetTypeUrl(), name)
-				if v, ok := req.GetInitialResourceVersions()[name]; ok {
-					// What a client brings from its last stream it has accepted there.
-					r.State, r.Version, r.Accepted = Accepted, v, v
-				}
+func (s *stream) OnStreamDeltaRequest(_ int64, req *discoveryv3.DeltaDiscoveryRequest) error {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if req.GetNode() != nil {
+		s.node = req.GetNode()
+	}
+	s.answered(req.GetTypeUrl(), req.GetResponseNonce(), refusal(req.GetErrorDetail().GetMessage(), req.GetErrorDetail() != nil))
+	if len(s.resources[req.GetTypeUrl()])+len(req.GetResourceNamesSubscribe()) <= 2*maxNames {
+		for _, name := range req.GetResourceNamesSubscribe() {
+			if name == "*" {
+				continue
+			}
+			r := s.resource(req.GetTypeUrl(), name)
+			if v, ok := req.GetInitialResourceVersions()[name]; ok {
+				// What a client brings from its last stream it has accepted there.
+				r.State, r.Version, r.Accepted = Accepted, v, v
 			}
 		}
-		for _, name := range req.GetResourceNamesUnsubscribe() {
-			delete(s.resources[req.GetTypeUrl()], name)
-		}
-	})
+	}
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(s.resources[req.GetTypeUrl()], name)
+	}
 	return nil
 }
 
-func (l *ledger) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
-	l.with(streamKey{true, id}, func(s *stream) {
-		versions := make(map[string]string, len(resp.GetResources()))
-		for _, r := range resp.GetResources() {
-			versions[r.GetName()] = r.GetVersion()
-		}
-		s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, resp.GetRemovedResources())
-	})
+func (s *stream) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	versions := make(map[string]string, len(resp.GetResources()))
+	for _, r := range resp.GetResources() {
+		versions[r.GetName()] = r.GetVersion()
+	}
+	s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, resp.GetRemovedResources())
 }
-
-func (l *ledger) OnFetchRequest(context.Context, *discoveryv3.DiscoveryRequest) error { return nil }
-
-func (l *ledger) OnFetchResponse(*discoveryv3.DiscoveryRequest, *discoveryv3.DiscoveryResponse) {}
 
 // refusal is the text of an error_detail; one without a text is a refusal all the same.
 func refusal(message string, present bool) string {
@@ -309,9 +311,9 @@ func (l *ledger) status() []ClientStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := make([]ClientStatus, 0, len(l.streams))
-	for key, s := range l.streams {
-		c := ClientStatus{Node: s.node.GetId(), UserAgent: s.node.GetUserAgentName(), Address: s.address, ConnectedSince: s.since, Protocol: "sotw"}
-		if key.delta {
+	for s := range l.streams {
+		c := ClientStatus{Node: s.node.GetId(), UserAgent: s.node.GetUserAgentName(), Identity: s.identity, Address: s.address, ConnectedSince: s.since, Protocol: "sotw"}
+		if s.delta {
 			c.Protocol = "delta"
 		}
 		for _, byName := range s.resources {
@@ -322,9 +324,9 @@ func (l *ledger) status() []ClientStatus {
 		slices.SortFunc(c.Resources, func(a, b ResourceStatus) int {
 			return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name))
 		})
-		if client, err := translate.ClientOf(s.node); err == nil {
-			c.Kind, c.Namespace = client.Agent.String(), client.Namespace
-			c.client = client
+		if s.client != nil {
+			c.Kind, c.Namespace = s.client.Agent.String(), s.client.Namespace
+			c.client = s.client
 		}
 		out = append(out, c)
 	}

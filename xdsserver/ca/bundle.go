@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"fmt"
 	"slices"
 	"time"
 
@@ -112,22 +111,9 @@ func (c *CA) show(v *view) {
 // ReadBundle gives the bundle of the authority in a directory, which may be open in
 // another process.
 func ReadBundle(dir string) (Bundle, error) {
-	var err error
-	for range 3 { // the file may be pruned between finding and reading it
-		s := store{dir: dir}
-		var numbers []uint64
-		if numbers, err = s.list(); err != nil {
-			return Bundle{}, err
-		}
-		for _, n := range numbers {
-			var st *state
-			if st, err = readState(s.path(n)); err == nil {
-				return Bundle{TrustDomain: st.trustDomain, Version: st.version, Roots: slices.Clone(st.bundleRoots())}, nil
-			}
-		}
-		if len(numbers) == 0 {
-			return Bundle{}, fmt.Errorf("no certificate authority in %s", dir)
-		}
+	st, err := readNewest(dir)
+	if err != nil {
+		return Bundle{}, err
 	}
-	return Bundle{}, err
+	return Bundle{TrustDomain: st.trustDomain, Version: st.version, Roots: slices.Clone(st.bundleRoots())}, nil
 }

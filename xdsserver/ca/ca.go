@@ -156,6 +156,7 @@ type CA struct {
 	td     spiffeid.TrustDomain
 	limit  *limiter
 	tokens *Tokens
+	counts *counter
 	lock   io.Closer
 	view   atomic.Pointer[view]
 
@@ -171,6 +172,7 @@ type CA struct {
 
 // view is what issuing reads: one moment of the authority, never modified.
 type view struct {
+	state     *state
 	issuer    *x509.Certificate
 	key       crypto.Signer
 	authority string
@@ -218,7 +220,7 @@ func open(ctx context.Context, dir string, opts Options) (_ *CA, err error) {
 		}
 	}()
 	c := &CA{
-		opts: opts, td: td, limit: newLimiter(opts.Rate), lock: lock,
+		opts: opts, td: td, limit: newLimiter(opts.Rate), counts: newCounter(opts.Clock()), lock: lock,
 		store:    &store{dir: dir, log: opts.Log, failpoint: opts.failpoint},
 		watchers: make(map[chan Bundle]struct{}),
 	}

@@ -75,7 +75,7 @@ func (c *CA) reload(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	v.bundle = c.bundle(s)
+	v.state, v.bundle = s, c.bundle(s)
 	c.external = loaded{sum: sum, set: true}
 	c.show(v)
 	c.opts.Log.Info("certificate authority: external issuer loaded", "authority", v.authority, "not_after", v.issuer.NotAfter, "bundle_version", s.version)

@@ -57,6 +57,7 @@ func (c *CA) Issue(ctx context.Context, who Caller, csrPEM []byte, ttl time.Dura
 	svid, err := c.issue(ctx, who, csrPEM, ttl)
 	if err != nil {
 		err = redact(ctx, err)
+		c.counts.refused(err)
 		c.opts.Log.Warn("certificate refused", "identity", who.ID, "method", who.Method, "reason", err)
 		return nil, err
 	}
@@ -183,6 +184,7 @@ func (c *CA) signLeaf(t *x509.Certificate, public crypto.PublicKey, ttl time.Dur
 		c.opts.Log.Error("certificate authority: signing failed", "authority", v.authority, "error", err)
 		return nil, fmt.Errorf("%w: signing failed", ErrUnavailable)
 	}
+	c.counts.issued(who.Method, now)
 	c.opts.Log.Info("certificate issued",
 		"identity", who.ID, "method", who.Method, "serial", leaf.SerialNumber.Text(16),
 		"not_after", leaf.NotAfter, "sha256", Fingerprint(leaf), "authority", v.authority)

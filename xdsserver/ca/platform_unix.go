@@ -19,7 +19,7 @@ func lockDir(path string) (io.Closer, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.New("another process has it open")
+			return nil, ErrLocked
 		}
 		return nil, err
 	}

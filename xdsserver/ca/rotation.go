@@ -74,18 +74,26 @@ func (c *CA) Tick(ctx context.Context, now time.Time) error {
 	return errors.Join(c.tick(ctx, now), c.tokens.prune(now))
 }
 
-// Run calls Tick now and then once a minute, until the context ends.
+// Run calls Tick now and then once a minute, and answers RequestRotation, until the
+// context ends.
 func (c *CA) Run(ctx context.Context) {
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
+	requests := time.NewTicker(requestInterval)
+	defer requests.Stop()
 	for {
 		if err := c.Tick(ctx, c.opts.Clock()); err != nil && ctx.Err() == nil {
 			c.opts.Log.Error("certificate authority: periodic work failed, will be tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-requests.C:
+				c.answerRequest(ctx)
+			case <-ticker.C:
+				due = true
+			}
 		}
 	}
 }
@@ -120,18 +128,17 @@ func (c *CA) tick(ctx context.Context, now time.Time) error {
 func (c *CA) Rotate(ctx context.Context) error {
 	c.change.Lock()
 	defer c.change.Unlock()
-	switch {
-	case c.closed:
+	if c.closed {
 		return errors.New("certificate authority is closed")
-	case c.opts.External != nil:
-		return errors.New("rotate: the root belongs to an external authority")
 	}
 	now := c.opts.Clock()
-	if err := c.tick(ctx, now); err != nil {
-		return err
+	if c.opts.External == nil {
+		if err := c.tick(ctx, now); err != nil {
+			return err
+		}
 	}
-	if c.state.prepared() != nil || c.state.find(retiring) != nil {
-		return errors.New("rotate: the rotation before is under way")
+	if err := c.state.mayRotate(); err != nil {
+		return err
 	}
 	return c.apply(ctx, prepare, now)
 }
@@ -245,7 +252,7 @@ func (c *CA) publish(ctx context.Context, s *state) error {
 		return err
 	}
 	c.show(&view{
-		issuer: a.issuer, key: key, authority: a.id,
+		state: s, issuer: a.issuer, key: key, authority: a.id,
 		chain:  []string{string(certsPEM([]*x509.Certificate{a.issuer}))},
 		bundle: c.bundle(s),
 	})

@@ -64,6 +64,7 @@ func (s *Service) CreateCertificate(ctx context.Context, r *securityv1alpha1.Ist
 	who, err := s.authenticate(ctx)
 	if err != nil {
 		err = redact(ctx, err)
+		s.ca.counts.refused(err)
 		addr := "unknown"
 		if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 			addr = p.Addr.String()
