@@ -1,19 +1,31 @@
 // Package inbound takes one inbound request through a snapshot: the listener
 // that it came in on decides whether it reaches the user's handler. HTTP and
 // gRPC servers pass through the same code.
+//
+// A request passes, in this order: the kind of its connection (plaintext or
+// mutual TLS) and whether its peer is still believed, the normalisation of its
+// path, the external authorizer where a CUSTOM rule matches, the verification of
+// its tokens, the rules of access (AUDIT, DENY, ALLOW), rate limits. Whatever can
+// not be decided is refused.
 package inbound
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
+
+	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 )
 
@@ -27,6 +39,27 @@ type Options struct {
 	Trouble func() error
 	// PolicyWait limits how long a request waits for its listener's policy; zero means 15 s.
 	PolicyWait time.Duration
+	// Source returns what a listener proves its identity with and verifies
+	// clients with. The source stays open until the engine is closed; whoever gave it closes it. nil
+	// refuses every listener with TLS.
+	Source func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error)
+	// HTTP carries ext_authz over HTTP: its requests go out through the mesh. nil
+	// means that it can not be had, so that what depends on it is refused.
+	HTTP http.RoundTripper
+	// DialGRPC connects to "host:port" through the mesh, for ext_authz over
+	// gRPC. nil means that it can not be had.
+	DialGRPC func(target string) (grpc.ClientConnInterface, io.Closer, error)
+	// KeyRanges are ranges of addresses that issuers' keys are fetched from though
+	// they are not public, and KeysByHTTP allows "http" beside "https" for it.
+	// By default keys come from public addresses by https only, because whoever
+	// may write policy for one workload must not make it call whatever it can reach.
+	KeyRanges  []netip.Prefix
+	KeysByHTTP bool
+	// Observer is told of decisions; nil for none.
+	Observer Observer
+	// Log is told of keys that can not be fetched and of authorizers that do not
+	// answer. nil means slog.Default().
+	Log *slog.Logger
 }
 
 // Engine is the inbound side of a process.
@@ -37,12 +70,19 @@ type Engine struct {
 	closed  chan struct{}
 	once    sync.Once
 
-	mu sync.Mutex // serialises changes of view
+	conns sync.Map // *net.TCPAddr of LocalAddr to *Conn
+	owned sync.Map // ownKey of a listener to *atomic.Int64: it and its connections
+
+	keys *keyRing
+
+	mu          sync.Mutex // serialises changes of view, and guards the rest
+	credentials map[credentialKey]*credential
+	authorizers map[string]*authorizer // by host
 }
 
 // view is a snapshot's listeners in the form that a connection's address finds.
 type view struct {
-	listeners map[netip.AddrPort]*snapshot.Inbound
+	listeners map[netip.AddrPort]*listener
 	// wildcards has the address of each listener of this process that
 	// accepts on every address, by port.
 	wildcards map[uint16]netip.AddrPort
@@ -50,52 +90,73 @@ type view struct {
 
 const defaultPolicyWait = 15 * time.Second
 
-// NotReadyError reports that no usable policy for the listener is there, so
-// that nothing may be let in.
-type NotReadyError struct {
-	Address string
-	Err     error // may be nil
-}
-
-func (e *NotReadyError) Error() string {
-	s := fmt.Sprintf("mesh: not ready: no policy for the listener at %s", e.Address)
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
-	return s
-}
-func (e *NotReadyError) Unwrap() error { return e.Err }
-
-var (
-	errAbsent    = errors.New("the control plane has none for this address")
-	errNoAddress = errors.New("not a TCP address")
-	errClosed    = errors.New("mesh: closed")
-)
-
 // New returns an engine without policy.
 func New(o Options) *Engine {
 	if o.PolicyWait == 0 {
 		o.PolicyWait = defaultPolicyWait
 	}
-	e := &Engine{options: o, closed: make(chan struct{})}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	e := &Engine{options: o, closed: make(chan struct{}), credentials: make(map[credentialKey]*credential), authorizers: make(map[string]*authorizer)}
+	e.keys = newKeyRing(fetchRules{Allowed: o.KeyRanges, PlainHTTP: o.KeysByHTTP}, o.Log)
 	e.view.Store(&view{})
 	changed := make(chan struct{})
 	e.changed.Store(&changed)
 	return e
 }
 
+// Governs reports whether there is a control plane whose policy decides on
+// requests; else everything is let in.
+func (e *Engine) Governs() bool { return e.options.Subscribe != nil }
+
 // Install makes a snapshot the policy of requests that come in from now on.
+// What lives longer than a snapshot is carried over: the levels of rate limits,
+// verified tokens, issuers' keys and counts.
 func (e *Engine) Install(s *snapshot.Snapshot) {
-	listeners := make(map[netip.AddrPort]*snapshot.Inbound, len(s.Inbound))
+	e.mu.Lock()
+	select {
+	case <-e.closed:
+		e.mu.Unlock()
+		return
+	default:
+	}
+	old := e.view.Load()
+	now := time.Now()
+	listeners := make(map[netip.AddrPort]*listener, len(s.Inbound))
 	for name, in := range s.Inbound {
 		// Names are addresses that this engine has asked for, so they parse.
-		if at, err := netip.ParseAddrPort(name); err == nil {
-			listeners[unmap(at)] = in
+		address, err := netip.ParseAddrPort(name)
+		if err != nil {
+			continue
+		}
+		at := unmap(address)
+		before := old.listeners[at]
+		if before != nil && before.policy == in {
+			listeners[at] = before
+			continue
+		}
+		listeners[at] = e.listener(at.String(), in, before, now)
+	}
+	e.keys.use(allTokens(listeners))
+	e.publish(&view{listeners: listeners, wildcards: old.wildcards})
+	done := e.unused(listeners)
+	e.mu.Unlock()
+	done()
+}
+
+// unused forgets what no listener uses any more, and returns what ends it. e.mu
+// is held, but not for what is returned.
+func (e *Engine) unused(listeners map[netip.AddrPort]*listener) func() {
+	credentials, authorizers := e.dropCredentials(listeners), e.dropAuthorizers(listeners)
+	return func() {
+		for _, c := range credentials {
+			c.close()
+		}
+		for _, a := range authorizers {
+			a.close()
 		}
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.publish(&view{listeners: listeners, wildcards: e.view.Load().wildcards})
 }
 
 func (e *Engine) publish(v *view) {
@@ -110,8 +171,17 @@ func unmap(at netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }
 
-// Close makes requests that wait for policy fail.
-func (e *Engine) Close() { e.once.Do(func() { close(e.closed) }) }
+// Close makes requests that wait for policy fail, and ends what the engine does by itself.
+func (e *Engine) Close() {
+	e.once.Do(func() {
+		e.mu.Lock()
+		close(e.closed)
+		done := e.unused(nil)
+		e.mu.Unlock()
+		done()
+		e.keys.close()
+	})
+}
 
 // Listening tells the engine of a listener before its first connection, so
 // that its policy is asked for early, and so that connections to any address of
@@ -139,50 +209,26 @@ func (e *Engine) Listening(address net.Addr) {
 	e.options.Subscribe(at.String())
 }
 
-// Request is what inbound rules see of a request.
-type Request struct {
-	// Local is the address that the connection was accepted at.
-	Local net.Addr
-}
-
-// Admit decides whether a request may reach the handler; nil lets it in. It
-// waits for policy that has not come yet. The error is *NotReadyError.
-func (e *Engine) Admit(ctx context.Context, r *Request) error {
-	if e.options.Subscribe == nil {
-		return nil
-	}
-	tcp, ok := r.Local.(*net.TCPAddr)
-	if !ok {
-		return &NotReadyError{Address: fmt.Sprint(r.Local), Err: errNoAddress}
-	}
-	v := e.view.Load()
-	at := v.listener(tcp)
-	if in := v.listeners[at]; in != nil {
-		return verdict(in, at)
-	}
-	return e.await(ctx, tcp)
-}
-
 // listener returns the address of the listener behind a connection's local address.
-func (v *view) listener(local *net.TCPAddr) netip.AddrPort {
-	if at, ok := v.wildcards[uint16(local.Port)]; ok {
+func (v *view) listener(local netip.AddrPort) netip.AddrPort {
+	if at, ok := v.wildcards[local.Port()]; ok {
 		return at
 	}
-	return unmap(local.AddrPort())
+	return local
 }
 
-func verdict(in *snapshot.Inbound, at netip.AddrPort) error {
-	switch {
-	case in.Err != nil:
-		return &NotReadyError{Address: at.String(), Err: in.Err}
-	case in.Absent:
-		return &NotReadyError{Address: at.String(), Err: errAbsent}
-	default:
-		return nil
+// policy returns the policy of the listener behind a connection's local
+// address. It waits for one that has not come yet. Where there is none that could
+// be used it returns the error beside what there is. The error is a *NotReadyError.
+func (e *Engine) policy(ctx context.Context, local netip.AddrPort) (*listener, error) {
+	v := e.view.Load()
+	if l := v.listeners[v.listener(local)]; l != nil {
+		return l, l.err
 	}
+	return e.await(ctx, local)
 }
 
-func (e *Engine) await(ctx context.Context, local *net.TCPAddr) error {
+func (e *Engine) await(ctx context.Context, local netip.AddrPort) (*listener, error) {
 	timer := time.NewTimer(e.options.PolicyWait)
 	defer timer.Stop()
 	asked := false
@@ -191,21 +237,21 @@ func (e *Engine) await(ctx context.Context, local *net.TCPAddr) error {
 		changed := *e.changed.Load()
 		v := e.view.Load()
 		at := v.listener(local)
-		if in := v.listeners[at]; in != nil {
-			return verdict(in, at)
+		if l := v.listeners[at]; l != nil {
+			return l, l.err
 		}
-		if !asked {
+		if !asked && e.options.Subscribe != nil {
 			asked = true
 			e.options.Subscribe(at.String())
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return &NotReadyError{Address: at.String(), Err: errors.Join(ctx.Err(), e.trouble())}
+			return nil, &NotReadyError{Address: at.String(), Err: errors.Join(ctx.Err(), e.trouble())}
 		case <-timer.C:
-			return &NotReadyError{Address: at.String(), Err: e.trouble()}
+			return nil, &NotReadyError{Address: at.String(), Err: e.trouble()}
 		case <-e.closed:
-			return &NotReadyError{Address: at.String(), Err: errClosed}
+			return nil, &NotReadyError{Address: at.String(), Err: errClosed}
 		}
 	}
 }
@@ -215,4 +261,13 @@ func (e *Engine) trouble() error {
 		return nil
 	}
 	return e.options.Trouble()
+}
+
+// tcpAddress returns a local address as rules see it.
+func tcpAddress(a net.Addr) (netip.AddrPort, error) {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || tcp == nil {
+		return netip.AddrPort{}, &NotReadyError{Address: fmt.Sprint(a), Err: errNoAddress}
+	}
+	return unmap(tcp.AddrPort()), nil
 }

@@ -42,10 +42,15 @@ func at(t testing.TB, address string) *net.TCPAddr {
 	return tcp
 }
 
+// open is a policy that lets everything in.
+func open() *snapshot.Inbound {
+	return &snapshot.Inbound{Plain: &snapshot.FilterChain{}}
+}
+
 func listeners(names ...string) *snapshot.Snapshot {
 	s := &snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{}}
 	for _, name := range names {
-		s.Inbound[name] = &snapshot.Inbound{}
+		s.Inbound[name] = open()
 	}
 	return s
 }
@@ -86,7 +91,7 @@ func TestAdmitFindsTheListener(t *testing.T) {
 					t.Errorf("asked for %v when it began to listen, want %v", got, c.listening)
 				}
 				e.Install(listeners(c.policies...))
-				err := e.Admit(t.Context(), &Request{Local: c.local})
+				err := e.Admit(t.Context(), &Request{Local: c.local}, new(Admission))
 				var notReady *NotReadyError
 				if (err == nil) != (c.found != "") || err != nil && !errors.As(err, &notReady) {
 					t.Errorf("error %v, want a listener: %v", err, c.found)
@@ -105,7 +110,8 @@ func TestVerdict(t *testing.T) {
 		in   *snapshot.Inbound // nil: no policy comes
 		want []string          // parts of the error; none: admitted
 	}{
-		{"good", &snapshot.Inbound{}, nil},
+		{"good", open(), nil},
+		{"good, and says nothing", &snapshot.Inbound{}, []string{"takes no connections"}},
 		{"in error", &snapshot.Inbound{Err: broken}, []string{"10.0.0.7:9080", "filter_chains[0]: refused"}},
 		{"absent", &snapshot.Inbound{Absent: true}, []string{"10.0.0.7:9080", "has none"}},
 		{"in error and absent", &snapshot.Inbound{Err: broken, Absent: true}, []string{"refused"}},
@@ -120,7 +126,7 @@ func TestVerdict(t *testing.T) {
 				}
 				e.Install(s)
 				began := time.Now()
-				err := e.Admit(t.Context(), &Request{Local: local})
+				err := e.Admit(t.Context(), &Request{Local: local}, new(Admission))
 				if (err == nil) != (c.want == nil) {
 					t.Fatalf("error %v", err)
 				}
@@ -141,7 +147,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	e := New(Options{})
 	e.Listening(at(t, "[::]:9080"))
 	for _, local := range []net.Addr{at(t, "10.0.0.7:9080"), &net.UnixAddr{Name: "/run/x"}, nil} {
-		if err := e.Admit(t.Context(), &Request{Local: local}); err != nil {
+		if err := e.Admit(t.Context(), &Request{Local: local}, new(Admission)); err != nil {
 			t.Errorf("%v: %v", local, err)
 		}
 	}
@@ -153,7 +159,7 @@ func TestNotTCP(t *testing.T) {
 	e.Listening(&net.UnixAddr{Name: "/run/x", Net: "unix"})
 	for _, local := range []net.Addr{&net.UnixAddr{Name: "/run/x", Net: "unix"}, nil} {
 		var notReady *NotReadyError
-		if err := e.Admit(t.Context(), &Request{Local: local}); !errors.As(err, &notReady) || !errors.Is(err, errNoAddress) {
+		if err := e.Admit(t.Context(), &Request{Local: local}, new(Admission)); !errors.As(err, &notReady) || !errors.Is(err, errNoAddress) {
 			t.Errorf("%v: error %v", local, err)
 		}
 	}
@@ -196,7 +202,7 @@ func TestWaiting(t *testing.T) {
 					defer cancel()
 				}
 				began := time.Now()
-				err := e.Admit(ctx, &Request{Local: at(t, local)})
+				err := e.Admit(ctx, &Request{Local: at(t, local)}, new(Admission))
 				if took := time.Since(began); !errors.Is(err, c.want) || took != c.took {
 					t.Errorf("%v after %s, want %v after %s", err, took, c.want, c.took)
 				}
@@ -217,7 +223,7 @@ func TestConcurrently(t *testing.T) {
 		running.Go(func() {
 			local := at(t, fmt.Sprintf("10.0.0.%d:9080", i))
 			for range 200 {
-				if err := e.Admit(t.Context(), &Request{Local: local}); err != nil {
+				if err := e.Admit(t.Context(), &Request{Local: local}, new(Admission)); err != nil {
 					t.Errorf("%s: %v", local, err)
 					return
 				}
@@ -245,7 +251,7 @@ func TestConcurrently(t *testing.T) {
 	running.Wait()
 	e.Close()
 	e.Close() // again is nothing
-	if err := e.Admit(t.Context(), &Request{Local: at(t, "10.9.9.9:1")}); !errors.Is(err, errClosed) {
+	if err := e.Admit(t.Context(), &Request{Local: at(t, "10.9.9.9:1")}, new(Admission)); !errors.Is(err, errClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -256,7 +262,7 @@ func BenchmarkAdmit(b *testing.B) {
 	r := &Request{Local: at(b, "10.0.0.7:9080")}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := e.Admit(b.Context(), r); err != nil {
+		if err := e.Admit(b.Context(), r, new(Admission)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -6,9 +6,17 @@ import (
 
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/xds"
+	xdsbootstrap "google.golang.org/grpc/xds/bootstrap"
 
+	"github.com/sinew-mesh/sinew/identity/tlsconfig"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 )
+
+// gRPC's own xDS client knows the channel credentials "certificate_provider"
+// of the mesh's bootstrap from here, and its certificate providers from
+// identity/source, which tlsconfig imports. Both registrations are for the
+// whole process.
+func init() { xdsbootstrap.RegisterChannelCredentials(tlsconfig.ChannelBuilder{}) }
 
 // environment is what gRPC goes by for "xds:///": the variables as they were
 // when its packages, and then this one, initialised. Later changes of the

@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	xdscreds "google.golang.org/grpc/credentials/xds"
 	"google.golang.org/grpc/stats"
+
+	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 )
 
 // ClientOptions configure DialOptions. The zero value gives options that add
@@ -69,7 +71,12 @@ type ClientOptions struct {
 // A bootstrap that gRPC can not use fails each call with codes.Unavailable, and
 // so does a target without policy, with the reason from the first call on.
 // Calls that policy sends to a cluster at the moment at which it first names it
-// wait for the cluster, where gRPC alone fails some of them.
+// wait for the cluster, where gRPC alone fails some of them. So do calls that
+// wait for readiness (grpc.WaitForReady) from a time without any policy: they are
+// made once more when it comes, and the interceptors behind these see that.
+//
+// Where policy asks for TLS, the server's certificate is held to the rules for
+// X509-SVIDs as over HTTP, beyond what gRPC verifies by itself.
 //
 // Channels of a process with a control plane never become idle, where gRPC's
 // default is 30 minutes without a call. An idle channel forgets its policy, and
@@ -80,7 +87,7 @@ func DialOptions(o ClientOptions) []grpc.DialOption {
 	if o.Bootstrap != nil || environment.isSet() {
 		options = append(options, grpc.WithIdleTimeout(0))
 	}
-	options = append(options, grpc.WithTransportCredentials(transportCredentials(o.Credentials)))
+	options = append(options, grpc.WithTransportCredentials(transportCredentials(o.Credentials, bootstrapProviders(o.Bootstrap))))
 
 	// Telemetry comes first, so that it measures what the rest does.
 	if o.MeterProvider != nil {
@@ -95,6 +102,7 @@ func DialOptions(o ClientOptions) []grpc.DialOption {
 	if len(o.StreamInterceptors) > 0 {
 		options = append(options, grpc.WithChainStreamInterceptor(o.StreamInterceptors...))
 	}
+	options = append(options, grpc.WithChainUnaryInterceptor(againUnary), grpc.WithChainStreamInterceptor(againStream))
 	if o.Default != nil {
 		options = append(options, o.Default.dialOptions()...)
 	}
@@ -102,15 +110,15 @@ func DialOptions(o ClientOptions) []grpc.DialOption {
 }
 
 // transportCredentials lets policy decide about TLS for each cluster.
-func transportCredentials(fallback credentials.TransportCredentials) credentials.TransportCredentials {
+func transportCredentials(fallback credentials.TransportCredentials, providers func() map[string]bootstrap.CertificateProvider) credentials.TransportCredentials {
 	if fallback == nil {
 		fallback = insecure.NewCredentials()
 	}
-	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: fallback})
+	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: fallbackCredentials{fallback}})
 	if err != nil {
 		panic(err) // only for want of a fallback
 	}
-	return c
+	return &strictCredentials{c, providers}
 }
 
 // limitUnary gives calls on channels without xDS a deadline. It is an

@@ -2,13 +2,24 @@ package meshgrpc
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
 
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
+	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/transport/inbound"
 )
 
@@ -16,9 +27,12 @@ import (
 type ServerConfig struct {
 	// Inbound admits RPCs. Required.
 	Inbound *inbound.Engine
-	// Log is told of each RPC that is refused, with the control plane's reason,
-	// which the caller is not. Default: slog.Default().
+	// Log is told of each RPC that is refused, with reasons that the caller is
+	// not told. Default: slog.Default().
 	Log *slog.Logger
+	// CloseGrace is how long the connection of a peer that policy no longer
+	// accepts stays open for the RPCs in flight on it. Default: 10 s.
+	CloseGrace time.Duration
 
 	// StatsHandlers see every RPC, refused ones too, in this order.
 	StatsHandlers []stats.Handler
@@ -30,11 +44,30 @@ type ServerConfig struct {
 	MeterProvider metric.MeterProvider
 }
 
+const defaultCloseGrace = 10 * time.Second
+
 // ServerOptions returns the options for grpc.NewServer. They hold for every
-// RPC of the server, health and reflection included: the policy of the listener
-// that its connection came in on must let it in, else the caller gets
-// codes.Unavailable and the handler does not run. An RPC whose policy has not
-// come yet waits, up to its deadline or the engine's PolicyWait.
+// RPC of the server, health and reflection and methods without a handler
+// included: the policy of the listener that its connection came in on must let
+// it in, else the handler does not run. See Refusal for the codes. An RPC whose
+// policy has not come yet waits, up to its deadline or the engine's PolicyWait.
+//
+// Rules see an RPC as the HTTP/2 request that it is: the method POST, the full
+// method name as the path, metadata as headers with lower-case names, those in
+// "-bin" in base64 without padding, which is how gRPC sends them. The handler
+// finds the caller with identity.PeerFromContext, and in its metadata what
+// policy has set.
+//
+// The options set transport credentials. On a listener of the mesh the
+// connection has been secured before; on every other one they do it: mutual TLS where
+// policy says so, plaintext where it allows it. Credentials among the options
+// that follow replace them, and then every peer is one without an identity.
+//
+// When policy or certificates change, the next RPC on each connection is held
+// to what is in force then. Where its peer is no longer acceptable, the client
+// is asked to make no more RPCs there (GOAWAY), and the connection is closed
+// after CloseGrace with all that is in flight. Where only the certificates that
+// it was made with are old, it is asked the same and nothing is cut off.
 //
 // The order is: ServerConfig's interceptors, admission, then the chained
 // interceptors of the options that follow these. Two things gRPC runs earlier:
@@ -42,16 +75,22 @@ type ServerConfig struct {
 // which precedes all chained ones, and the decoding of a unary RPC's message,
 // which precedes all interceptors; a stream's messages are decoded only after
 // it was admitted. What must not reach even the decoder belongs into the one
-// grpc.InTapHandle, which is left to the caller, as are keepalive enforcement,
-// message size limits and credentials.
-//
-// A method without a handler is answered with codes.Unimplemented without asking for admission.
+// grpc.InTapHandle, which is left to the caller, as are keepalive enforcement
+// and message size limits. So an external authorizer is not sent the message.
 func ServerOptions(c ServerConfig) []grpc.ServerOption {
-	a := &admission{engine: c.Inbound, log: c.Log}
+	a := &admission{engine: c.Inbound, log: c.Log, grace: c.CloseGrace}
 	if a.log == nil {
 		a.log = slog.Default()
 	}
-	var options []grpc.ServerOption
+	if a.grace <= 0 {
+		a.grace = defaultCloseGrace
+	}
+	options := []grpc.ServerOption{
+		grpc.Creds(&serverCredentials{engine: a.engine, log: a.log, conns: &a.conns}),
+		// With a handler for unknown methods the interceptors see those too:
+		// what the server has and has not is told to those who may call it.
+		grpc.UnknownServiceHandler(unknownMethod),
+	}
 	if c.MeterProvider != nil {
 		options = append(options, serverMetrics(c.MeterProvider))
 	}
@@ -67,37 +106,128 @@ func ServerOptions(c ServerConfig) []grpc.ServerOption {
 	return append(options, grpc.ChainUnaryInterceptor(a.unary), grpc.ChainStreamInterceptor(a.stream))
 }
 
+func unknownMethod(_ any, ss grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(ss)
+	return status.Errorf(codes.Unimplemented, "unknown method %s", method)
+}
+
 // admission asks the engine about each RPC.
 type admission struct {
 	engine *inbound.Engine
 	log    *slog.Logger
+	grace  time.Duration
+	conns  sync.Map // see serverCredentials
 }
 
 func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if err := a.admit(ctx, info.FullMethod); err != nil {
+	ctx, err := a.admit(ctx, info.FullMethod)
+	if err != nil {
 		return nil, err
 	}
 	return handler(ctx, req)
 }
 
 func (a *admission) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if err := a.admit(ss.Context(), info.FullMethod); err != nil {
+	ctx, err := a.admit(ss.Context(), info.FullMethod)
+	if err != nil {
 		return err
 	}
-	return handler(srv, ss)
+	return handler(srv, &admittedStream{ss, ctx})
 }
 
-// admit returns nil or the status error for the caller.
-func (a *admission) admit(ctx context.Context, method string) error {
-	var r inbound.Request
+// admittedStream is a stream with the context that admission has made.
+type admittedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s *admittedStream) Context() context.Context { return s.ctx }
+
+// admit returns the handler's context, or the status error for the caller.
+func (a *admission) admit(ctx context.Context, method string) (context.Context, error) {
+	r := inbound.Request{Access: identity.AccessRequest{Request: routing.Request{
+		Method: http.MethodPost, Scheme: "http", Path: method, Form: routing.LowerHeaders,
+	}}}
 	// gRPC sets LocalAddr both where it owns the connection and under net/http (Server.ServeHTTP).
 	if p, ok := peer.FromContext(ctx); ok {
 		r.Local = p.LocalAddr
+		if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+			r.Remote = tcp.AddrPort()
+		}
+		if p.AuthInfo != nil && p.AuthInfo.AuthType() == "tls" {
+			r.Encrypted, r.Access.Scheme = true, "https"
+		}
 	}
-	err := a.engine.Admit(ctx, &r)
-	if err == nil {
-		return nil
+	r.Conn = a.engine.Conn(r.Local)
+	md, _ := metadata.FromIncomingContext(ctx) // a copy
+	wire := onTheWire(md)
+	r.Access.Header = wire
+	if authority := md[":authority"]; len(authority) > 0 {
+		r.Access.Authority = authority[0]
 	}
-	a.log.Warn("request refused", "method", method, "listener", r.Local, "error", err)
-	return Refusal(err).Err()
+	var admitted inbound.Admission
+	err := a.verdict(ctx, &r, &admitted)
+	if admitted.CloseConnection {
+		a.close(&r, err != nil)
+	}
+	if err != nil {
+		a.log.Warn("request refused", "method", method, "listener", r.Local, "error", err)
+		var denied *inbound.DeniedError
+		if errors.As(err, &denied) {
+			setHeaders(ctx, denied.Header)
+		}
+		return nil, Refusal(err).Err()
+	}
+	setHeaders(ctx, admitted.Response)
+	if admitted.HeaderChanged {
+		ctx = metadata.NewIncomingContext(ctx, offTheWire(r.Access.Header, wire, md))
+	}
+	return identity.ContextWithPeer(ctx, admitted.Peer), nil
+}
+
+// errMethod says that policy would be asked about another method than gRPC runs.
+var errMethod = &inbound.DeniedError{Reason: inbound.ReasonPath, HTTPStatus: http.StatusBadRequest, Message: "the method's name has no safe reading"}
+
+// verdict asks the engine. gRPC has chosen the handler by the name as it came,
+// so a name that policy would read in another way is refused.
+func (a *admission) verdict(ctx context.Context, r *inbound.Request, admitted *inbound.Admission) error {
+	if !strings.HasPrefix(r.Access.Path, "/") {
+		return errMethod
+	}
+	if err := a.engine.Admit(ctx, r, admitted); err != nil {
+		return err
+	}
+	if admitted.PathChanged || admitted.QueryChanged {
+		return errMethod
+	}
+	return nil
+}
+
+// close has the connection of a request take no more of them, and ends it where its peer is refused.
+func (a *admission) close(r *inbound.Request, refused bool) {
+	if d, ok := a.conns.Load(r.Local); ok {
+		d.(*drainable).drain()
+	}
+	if refused && r.Conn != nil {
+		r.Conn.CloseAfter(a.grace)
+	}
+}
+
+// setHeaders adds to the answer's header; there is none to add to in a context of a test.
+func setHeaders(ctx context.Context, list []inbound.Header) {
+	if len(list) == 0 {
+		return
+	}
+	md := make(metadata.MD, len(list))
+	for _, h := range list {
+		name := strings.ToLower(h.Name)
+		switch {
+		case name == "location" || name == "content-type" || name == "content-length" || name == "connection" || strings.HasPrefix(name, ":"):
+			// They are about an HTTP answer, which this is not.
+		default:
+			md[name] = append(md[name], h.Value)
+		}
+	}
+	_ = grpc.SetHeader(ctx, md)
 }

@@ -96,6 +96,9 @@ func policy(address string, in *snapshot.Inbound) *snapshot.Snapshot {
 	return &snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{address: in}}
 }
 
+// open is a policy that lets everything in.
+func open() *snapshot.Inbound { return &snapshot.Inbound{Plain: &snapshot.FilterChain{}} }
+
 func TestAdmission(t *testing.T) {
 	leak.Check(t)
 	const secret = "istiod-7 said: RBAC field 3 is bad"
@@ -104,7 +107,7 @@ func TestAdmission(t *testing.T) {
 		policy *snapshot.Inbound // nil: never comes
 		admit  bool
 	}{
-		{name: "ready", policy: &snapshot.Inbound{}, admit: true},
+		{name: "ready", policy: open(), admit: true},
 		{name: "not ready"},
 		{name: "absent", policy: &snapshot.Inbound{Absent: true}},
 		{name: "refused policy", policy: &snapshot.Inbound{Err: errors.New(secret)}},
@@ -142,6 +145,8 @@ func TestAdmission(t *testing.T) {
 				}
 			})
 			if tt.admit {
+				wantCode(t, conn.Invoke(testContext(t), "/no.Such/Method", &pb.Empty{}, &pb.Empty{}), codes.Unimplemented)
+				ran.Add(-1)
 				if b.calls.Load() != int64(len(kinds)) || ran.Load() != int64(len(kinds))+3 || l.String() != "" {
 					t.Errorf("%d calls, %d interceptors, log %q", b.calls.Load(), ran.Load(), l.String())
 				}
@@ -156,8 +161,8 @@ func TestAdmission(t *testing.T) {
 			if log := l.String(); !strings.Contains(log, pb.TestService_UnaryCall_FullMethodName) || tt.name != "absent" && !strings.Contains(log, secret) {
 				t.Errorf("the log does not say why: %s", log)
 			}
-			// What no handler serves is not admitted either way.
-			wantCode(t, conn.Invoke(testContext(t), "/no.Such/Method", &pb.Empty{}, &pb.Empty{}), codes.Unimplemented)
+			// What the server has not is not told to those who may not call it.
+			wantCode(t, conn.Invoke(testContext(t), "/no.Such/Method", &pb.Empty{}, &pb.Empty{}), codes.Unavailable)
 		})
 	}
 }
@@ -166,7 +171,7 @@ func TestAdmissionWaitsForPolicy(t *testing.T) {
 	leak.Check(t)
 	var l log
 	var e *inbound.Engine
-	e = inbound.New(inbound.Options{Subscribe: func(a string) { e.Install(policy(a, &snapshot.Inbound{})) }})
+	e = inbound.New(inbound.Options{Subscribe: func(a string) { e.Install(policy(a, open())) }})
 	_, conn := admitted(t, e, &l)
 	everyKind(t, conn, func(name string, err error) {
 		if err != nil {
@@ -248,7 +253,7 @@ func TestAdmissionUnderNetHTTP(t *testing.T) {
 	if !strings.Contains(err.Error(), lis.Addr().String()) {
 		t.Errorf("%v does not name the listener", err)
 	}
-	e.Install(policy(lis.Addr().String(), &snapshot.Inbound{}))
+	e.Install(policy(lis.Addr().String(), open()))
 	for _, k := range kinds {
 		if err := k.call(testContext(t), c); err != nil {
 			t.Errorf("%s: %v", k.name, err)

@@ -176,7 +176,7 @@ func (p *settlingPicker) Pick(info balancer.PickInfo) (balancer.PickResult, erro
 	if err != nil && isUnknownCluster(err) && !p.settled() {
 		err = balancer.ErrNoSubConnAvailable
 	}
-	return r, err
+	return r, unrouted(err)
 }
 
 func (p *settlingPicker) settled() bool {

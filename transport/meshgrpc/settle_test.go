@@ -102,7 +102,7 @@ func TestSettlingPicker(t *testing.T) {
 
 // A call that waited and whose cluster stays unknown gets the error when the update has settled.
 func TestSettlingEndsTheWaiting(t *testing.T) {
-	unknown := status.Errorf(codes.Unavailable, "unknown cluster selected for RPC: %q", "")
+	unknown := status.Errorf(codes.Unavailable, "unknown cluster selected for RPC: %q", "c")
 	cc := &recordingConn{}
 	conn := &settlingConn{ClientConn: cc}
 	shared := new(settling)

@@ -15,21 +15,21 @@ import (
 	"time"
 )
 
-// source is a caller's body: it counts its closings and can hold a Read until it is closed or let go.
-type source struct {
+// given is a caller's body: it counts its closings and can hold a Read until it is closed or let go.
+type given struct {
 	io.Reader
 	closed atomic.Int32
 	held   chan struct{} // nil: Read does not wait; closed lets it go
 	gone   chan struct{}
 }
 
-func newSource(s string) *source {
-	return &source{Reader: strings.NewReader(s), gone: make(chan struct{})}
+func newSource(s string) *given {
+	return &given{Reader: strings.NewReader(s), gone: make(chan struct{})}
 }
 
 var errSourceClosed = errors.New("body is closed")
 
-func (s *source) Read(p []byte) (int, error) {
+func (s *given) Read(p []byte) (int, error) {
 	if s.held != nil {
 		select {
 		case <-s.held:
@@ -43,7 +43,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return s.Reader.Read(p)
 }
 
-func (s *source) Close() error {
+func (s *given) Close() error {
 	if s.closed.Add(1) == 1 {
 		close(s.gone)
 	}
@@ -278,7 +278,7 @@ func (o *oracle) sourceClosed() bool { return o.settled && (o.newest < 0 || o.cl
 // play runs a schedule, one byte of which is one step, against replay and oracle.
 func play(t *testing.T, body string, limit int, schedule []byte) {
 	t.Helper()
-	s := &trickle{source: newSource(body)}
+	s := &trickle{given: newSource(body)}
 	r := newReplay(s, int64(limit))
 	o := &oracle{body: body, limit: limit, newest: -1, offset: map[int]int{}, closed: map[int]bool{}}
 	var readers []*replayReader
@@ -351,13 +351,13 @@ func play(t *testing.T, body string, limit int, schedule []byte) {
 
 // trickle gives a body in pieces of changing length, the last sometimes with its io.EOF.
 type trickle struct {
-	*source
+	*given
 	n int
 }
 
 func (s *trickle) Read(p []byte) (int, error) {
 	s.n++
-	n, err := s.source.Read(p[:min(len(p), 1+s.n%5)])
+	n, err := s.given.Read(p[:min(len(p), 1+s.n%5)])
 	if n > 0 && s.n%2 == 0 && s.Reader.(*strings.Reader).Len() == 0 {
 		err = io.EOF
 	}

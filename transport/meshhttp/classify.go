@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
@@ -55,6 +56,7 @@ func (x *exchange) classify(err error) {
 	x.outcome.Err = err
 	var limit *outbound.LimitError
 	var dial *dialError
+	var secure *tlsError
 	switch {
 	case errors.As(err, &limit):
 		x.outcome.Failure = resilience.Overflow
@@ -66,7 +68,17 @@ func (x *exchange) classify(err error) {
 	case x.unsendable(err):
 		x.outcome.Failure = resilience.LocalError
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
-	case errors.As(err, &dial) || handshakeError(err):
+	case errors.As(err, &secure) && errors.Is(err, source.ErrNotReady):
+		// It expired in this moment: no fault of the endpoint's.
+		x.outcome.Failure = resilience.LocalError
+		x.outcome.Err = &outbound.NotReadyError{Place: x.place(), Missing: "certificate", Err: secure.err}
+	case secure != nil:
+		x.outcome.Failure = resilience.ConnectFailure
+		x.outcome.Err = &outbound.TLSError{Place: x.place(), Err: secure.err}
+	case handshakeError(err) || refusedHandshake(err):
+		x.outcome.Failure = resilience.ConnectFailure
+		x.outcome.Err = &outbound.TLSError{Place: x.place(), Err: err}
+	case errors.As(err, &dial):
 		x.outcome.Failure = resilience.ConnectFailure
 		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
 	case refused(err):

@@ -262,7 +262,7 @@ func TestRefusedForEver(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rec := &recorder{}
 				e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(s *snapshot.Cluster) outbound.Wire {
-					w := NewWire(s).(*wire)
+					w := NewWire(nil)(s).(*wire)
 					w.plain.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
 						ours, theirs := net.Pipe()
 						go func() {
@@ -358,7 +358,7 @@ func TestBrokenBodies(t *testing.T) {
 				w.route.Retry = retryOn(t, "5xx,reset,refused-stream,connect-failure", 3)
 				only(rawServer(t, c.serve))(w)
 			})
-			w.rebuild(t, rec, NewWire)
+			w.rebuild(t, rec, NewWire(nil))
 			code, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
 			if err == nil || code != 200 || body != "part" {
 				t.Errorf("%d %q %v, want what came and an error", code, body, err)

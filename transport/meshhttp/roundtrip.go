@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/transport/outbound"
@@ -84,6 +85,8 @@ type exchange struct {
 	limit   deadline
 	try     *try         // of the attempt that the response came from; nil without a per-try timeout
 	gate    *gate        // that the present attempt has entered
+	secured *secured     // how policy secures the present attempt's connection; nil where it does not
+	source  *heldSource  // of secured
 	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
 
 	bodies   bodies        // the request's
@@ -177,6 +180,12 @@ func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, erro
 	if err := x.call.Pick(&x.lease); err != nil {
 		return nil, err
 	}
+	if err := x.secure(); err != nil {
+		if x.outcome.Failure = resilience.LocalError; x.parent.Err() != nil {
+			x.outcome.Failure = resilience.Cancelled
+		}
+		return nil, err
+	}
 	n, ctx := x.call.Attempts(), x.ctx
 	if x.rt.options.Observer != nil {
 		ctx = x.rt.options.Observer.TryStart(ctx, &x.call, n, x.lease.Endpoint())
@@ -209,6 +218,35 @@ func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, erro
 		x.rt.options.Observer.TryEnd(spanned, &x.call, n, &x.outcome)
 	}
 	return resp, nil
+}
+
+var errTLSTwice = errors.New("policy secures the connection already, with a certificate for the server's name: call the http URL, or set the DestinationRule's tls mode to DISABLE")
+
+// secure finds what the attempt's connection is secured with, and waits for a
+// certificate that has not come yet. An error means that nothing may be sent.
+//
+// Where the caller's URL is https and policy asks for mutual TLS of the mesh,
+// the caller's TLS travels inside it, as it does between Istio's proxies.
+// Inside TLS as on the web nobody expects a second one, so that is an error.
+func (x *exchange) secure() error {
+	x.secured, x.source = nil, nil
+	policy := x.lease.Security()
+	if policy == nil || x.call.Passes() {
+		return nil
+	}
+	s := x.lease.Wire().(*wire).secured[policy]
+	if x.request.URL.Scheme == "https" && policy.Verify != snapshot.VerifySPIFFE {
+		return &outbound.TLSError{Place: x.place(), Err: errTLSTwice}
+	}
+	src, err := s.source()
+	if err != nil {
+		return &outbound.TLSError{Place: x.place(), Err: fmt.Errorf("identity source: %w", err)}
+	}
+	if _, err := x.call.Material(x.ctx, src, s.mutual()); err != nil {
+		return err
+	}
+	x.secured, x.source = s, src
+	return nil
 }
 
 // send puts the attempt on the wire.
@@ -248,7 +286,15 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 	if n := wire.maxRequests; n > 1 {
 		out = lastOfConnection(out, n)
 	}
-	return wire.transport(x.request.URL).RoundTrip(out)
+	if x.secured == nil {
+		return wire.transport(x.request.URL).RoundTrip(out)
+	}
+	host, inner := x.request.URL.Hostname(), ""
+	if x.url.Scheme == "https" {
+		inner = host
+	}
+	x.url.Scheme = "https"
+	return x.secured.transport(x.source, host, inner).RoundTrip(out)
 }
 
 // endTry gives back what the present attempt holds, but not what the call holds.

@@ -71,7 +71,7 @@ func newWorld(t *testing.T, options ClientOptions, change func(*world), handlers
 	if change != nil {
 		change(w)
 	}
-	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: NewWire, PolicyWait: time.Second})
+	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: NewWire(nil), PolicyWait: time.Second})
 	w.engine.Install(w.snap)
 	rt := NewRoundTripper(w.engine, options)
 	w.client = &http.Client{Transport: rt}

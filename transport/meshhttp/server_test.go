@@ -27,6 +27,11 @@ func policies(listeners map[string]*snapshot.Inbound) *snapshot.Snapshot {
 	return &snapshot.Snapshot{Inbound: listeners}
 }
 
+// letIn is a policy that lets everything in.
+func letIn() *snapshot.Inbound {
+	return &snapshot.Inbound{Plain: &snapshot.FilterChain{}}
+}
+
 // arriveAt is a request that came in at a local address; nil leaves the address out.
 func arriveAt(t *testing.T, local net.Addr) *http.Request {
 	t.Helper()
@@ -46,13 +51,13 @@ func TestHandlerAdmitsAndRefuses(t *testing.T) {
 		inbound map[string]*snapshot.Inbound
 		want    Refusal // zero: admitted
 	}{
-		{"admitted", good, map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}, Refusal{}},
-		{"admitted, the address as IPv6 has it", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1).To16(), Port: 9080}, map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}, Refusal{}},
+		{"admitted", good, map[string]*snapshot.Inbound{"127.0.0.1:9080": letIn()}, Refusal{}},
+		{"admitted, the address as IPv6 has it", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1).To16(), Port: 9080}, map[string]*snapshot.Inbound{"127.0.0.1:9080": letIn()}, Refusal{}},
 		{"policy in error", good, map[string]*snapshot.Inbound{"127.0.0.1:9080": {Err: secret}}, Refusal{Code: "not_ready", Listener: "127.0.0.1:9080"}},
 		{"none for this address", good, map[string]*snapshot.Inbound{"127.0.0.1:9080": {Absent: true}}, Refusal{Code: "not_ready", Listener: "127.0.0.1:9080"}},
-		{"policy for another port", good, map[string]*snapshot.Inbound{"127.0.0.1:9081": {}}, Refusal{Code: "not_ready", Listener: "127.0.0.1:9080"}},
-		{"no local address", nil, map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}, Refusal{Code: "not_ready", Listener: "<nil>"}},
-		{"not TCP", &net.UnixAddr{Name: "/run/x", Net: "unix"}, map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}, Refusal{Code: "not_ready", Listener: "/run/x"}},
+		{"policy for another port", good, map[string]*snapshot.Inbound{"127.0.0.1:9081": letIn()}, Refusal{Code: "not_ready", Listener: "127.0.0.1:9080"}},
+		{"no local address", nil, map[string]*snapshot.Inbound{"127.0.0.1:9080": letIn()}, Refusal{Code: "not_ready", Listener: "<nil>"}},
+		{"not TCP", &net.UnixAddr{Name: "/run/x", Net: "unix"}, map[string]*snapshot.Inbound{"127.0.0.1:9080": letIn()}, Refusal{Code: "not_ready", Listener: "/run/x"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -110,8 +115,8 @@ func TestHandlerWaitsForPolicy(t *testing.T) {
 				h := Handler(e, slog.New(slog.DiscardHandler), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 				if c.arrives > 0 {
 					// What has nothing to do with the listener wakes nobody for good.
-					time.AfterFunc(time.Second, func() { e.Install(policies(map[string]*snapshot.Inbound{"127.0.0.1:1": {}})) })
-					time.AfterFunc(c.arrives, func() { e.Install(policies(map[string]*snapshot.Inbound{"127.0.0.1:9080": {}})) })
+					time.AfterFunc(time.Second, func() { e.Install(policies(map[string]*snapshot.Inbound{"127.0.0.1:1": letIn()})) })
+					time.AfterFunc(c.arrives, func() { e.Install(policies(map[string]*snapshot.Inbound{"127.0.0.1:9080": letIn()})) })
 				}
 				r := arriveAt(t, local)
 				if c.deadline > 0 {
@@ -156,7 +161,7 @@ func TestWildcardListener(t *testing.T) {
 	defer server.Close()
 	_, port, _ := net.SplitHostPort(lis.Addr().String())
 	name := lis.Addr().String() // "[::]:port" where the system's sockets carry both IPv4 and IPv6
-	e.Install(policies(map[string]*snapshot.Inbound{name: {}}))
+	e.Install(policies(map[string]*snapshot.Inbound{name: letIn()}))
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	for _, host := range []string{"127.0.0.1", "127.0.0.2"} {

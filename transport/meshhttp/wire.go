@@ -26,8 +26,9 @@ const (
 )
 
 // wire holds the connections to one cluster: one http.Transport for plaintext,
-// and one for each server name where the caller's URL asks for TLS. The
-// endpoint is the address in the request's URL, chosen before.
+// one for each way in which policy secures connections and the server name
+// with it, and one for each server name where the caller's URL asks for TLS.
+// The endpoint is the address in the request's URL, chosen before.
 type wire struct {
 	config *snapshot.Cluster
 	plain  http.RoundTripper // an *http.Transport
@@ -35,16 +36,31 @@ type wire struct {
 	// maxRequests closes a connection after so many requests; below 2 there is
 	// nothing to count.
 	maxRequests uint32
+	// identities are those of all wires.
+	identities *identities
+	// secured has an entry for each TLS of config; it does not change.
+	secured map[*snapshot.ClientTLS]*secured
 
 	mu      sync.Mutex
 	tls     sync.Map // server name -> *http.Transport
 	retired bool
 }
 
-// NewWire makes the connections' home for a cluster; it is outbound.Options.NewWire.
-func NewWire(config *snapshot.Cluster) outbound.Wire {
+// NewWire returns what makes the connections' home for a cluster, for
+// outbound.Options.NewWire. sources may be nil: then requests that policy wants
+// to be secured fail.
+//
+// When a source changes, new requests use new connections, made with what it
+// has then. Connections from before close when they are idle, at the latest
+// after they have been so for 90 s.
+func NewWire(sources Sources) func(*snapshot.Cluster) outbound.Wire {
+	all := &identities{open: sources}
+	return func(config *snapshot.Cluster) outbound.Wire { return newWire(config, all) }
+}
+
+func newWire(config *snapshot.Cluster, all *identities) *wire {
 	plain := newTransport(config)
-	w := &wire{config: config, plain: plain, maxRequests: config.MaxRequestsPerConnection}
+	w := &wire{config: config, plain: plain, maxRequests: config.MaxRequestsPerConnection, identities: all}
 	if config.HTTP2 {
 		plain.Protocols = new(http.Protocols)
 		plain.Protocols.SetUnencryptedHTTP2(true)
@@ -52,6 +68,18 @@ func NewWire(config *snapshot.Cluster) outbound.Wire {
 		// A connection of HTTP/2 carries many requests, and net/http opens one
 		// for each endpoint: only HTTP/1.1 can reach the limit.
 		w.gate = newGate(config.Limits)
+	}
+	for i := -1; i < len(config.Sockets); i++ {
+		policy := config.TLS
+		if i >= 0 {
+			policy = config.Sockets[i].TLS
+		}
+		if policy != nil && w.secured[policy] == nil {
+			if w.secured == nil {
+				w.secured = make(map[*snapshot.ClientTLS]*secured)
+			}
+			w.secured[policy] = newSecured(w, policy)
+		}
 	}
 	return w
 }
@@ -80,7 +108,8 @@ func newTransport(config *snapshot.Cluster) *http.Transport {
 	return t
 }
 
-// transport returns the connections for a request's URL.
+// transport returns the connections for a request's URL to an endpoint that
+// policy does not secure.
 func (w *wire) transport(u *url.URL) http.RoundTripper {
 	if u.Scheme == "http" {
 		return w.plain
@@ -97,7 +126,7 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 	t := newTransport(w.config)
 	t.ForceAttemptHTTP2 = true
 	t.TLSClientConfig = clientTLS(name)
-	t.DialTLSContext = markDialErrors(dialTLS(t.DialContext, t.TLSClientConfig, w.config.ConnectTimeout))
+	t.DialTLSContext = dialTLS(t.DialContext, t.TLSClientConfig, w.config.ConnectTimeout, false)
 	if w.retired {
 		t.DisableKeepAlives = true
 	}
@@ -105,16 +134,17 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 	return t
 }
 
-// Retire implements outbound.Wire. An HTTP/2 connection whose last stream has
-// just ended, or not yet, does not count as idle: so it looks again later. What
-// is busy still longer closes when it has been idle for its time.
+// Retire implements outbound.Wire; see generation.retire for why it looks again later.
 func (w *wire) Retire() {
 	w.mu.Lock()
 	w.retired = true
 	w.mu.Unlock()
 	w.closeIdle()
-	for _, later := range []time.Duration{50 * time.Millisecond, time.Second, 10 * time.Second} {
+	for _, later := range retireAgain {
 		time.AfterFunc(later, w.closeIdle)
+	}
+	for _, s := range w.secured {
+		s.retire()
 	}
 }
 
@@ -201,7 +231,11 @@ func lastOfConnection(req *http.Request, limit uint32) *http.Request {
 	}
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		conn := info.Conn
-		if secure, ok := conn.(*tls.Conn); ok {
+		for {
+			secure, ok := conn.(*tls.Conn)
+			if !ok {
+				break
+			}
 			conn = secure.NetConn()
 		}
 		if c, ok := conn.(*counted); ok && c.requests.Add(1) >= limit {

@@ -185,7 +185,7 @@ func trusting(secure *httptest.Server, names ...string) func(*snapshot.Cluster) 
 	roots := x509.NewCertPool()
 	roots.AddCert(secure.Certificate())
 	return func(c *snapshot.Cluster) outbound.Wire {
-		w := NewWire(c).(*wire)
+		w := NewWire(nil)(c).(*wire)
 		for _, name := range names {
 			w.transport(&url.URL{Scheme: "https", Host: name}).(*http.Transport).TLSClientConfig.RootCAs = roots
 		}
@@ -263,17 +263,17 @@ func TestTLSFailures(t *testing.T) {
 			var name x509.HostnameError
 			return errors.As(err, &name) && name.Host == "other.test"
 		}},
-		{"unknown authority", "example.com", secure.Listener.Addr().String(), NewWire, func(err error) bool {
+		{"unknown authority", "example.com", secure.Listener.Addr().String(), NewWire(nil), func(err error) bool {
 			var unknown *tls.CertificateVerificationError
 			return errors.As(err, &unknown)
 		}},
-		{"no TLS there", "example.com", plain.Listener.Addr().String(), NewWire, func(err error) bool {
+		{"no TLS there", "example.com", plain.Listener.Addr().String(), NewWire(nil), func(err error) bool {
 			return strings.Contains(err.Error(), "HTTP response to HTTPS client") || errors.As(err, new(tls.RecordHeaderError))
 		}},
-		{"too old a version", "example.com", old.Listener.Addr().String(), NewWire, func(err error) bool {
+		{"too old a version", "example.com", old.Listener.Addr().String(), NewWire(nil), func(err error) bool {
 			return strings.Contains(err.Error(), "protocol version not supported")
 		}},
-		{"hung up in the handshake", "example.com", hangUp, NewWire, func(err error) bool { return err != nil }},
+		{"hung up in the handshake", "example.com", hangUp, NewWire(nil), func(err error) bool { return err != nil }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rec := &recorder{}

@@ -43,6 +43,8 @@ type Lease struct {
 	endpoint *Endpoint
 	state    *clusterState
 	cluster  *Cluster
+	security *snapshot.ClientTLS
+	channel  channel
 }
 
 // Decide finds the route for c.Request at the host that authority and scheme
@@ -166,12 +168,13 @@ func (c *Call) Pick(l *Lease) error {
 		choices = max(1, int(r.SelectAttempts))
 	}
 	var endpoint *Endpoint
+	var security *snapshot.ClientTLS
 	for range choices {
 		i := s.picker.Pick(cluster.picks.Add(1), c.engine.draw(), s)
 		if i < 0 {
 			return &NoHealthyEndpointError{Place: c.Place(), Endpoints: len(s.endpoints), Err: s.config.Err}
 		}
-		endpoint = s.endpoints[i]
+		endpoint, security = s.endpoints[i], s.tls(i)
 		if !c.hasTried(endpoint) {
 			break
 		}
@@ -181,7 +184,7 @@ func (c *Call) Pick(l *Lease) error {
 	}
 	endpoint.active.Add(1)
 	endpoint.requests.Add(1)
-	*l = Lease{endpoint: endpoint, state: s, cluster: cluster}
+	*l = Lease{endpoint: endpoint, state: s, cluster: cluster, security: security, channel: channelOf(security, c.Request.Scheme)}
 	return nil
 }
 
@@ -267,8 +270,15 @@ func (l *Lease) Endpoint() *Endpoint { return l.endpoint }
 // Wire returns the adapter's state for the endpoint's cluster.
 func (l *Lease) Wire() Wire { return l.state.wire }
 
+// Security returns how the connection to the endpoint is secured; nil means
+// plaintext. It is a value of the configuration that Wire was made from.
+func (l *Lease) Security() *snapshot.ClientTLS { return l.security }
+
 // Report counts the attempt's outcome for the endpoint.
-func (l *Lease) Report(o *resilience.Outcome) { l.cluster.report(l.state, l.endpoint, o) }
+func (l *Lease) Report(o *resilience.Outcome) {
+	l.cluster.usage.count(l.channel, o)
+	l.cluster.report(l.state, l.endpoint, o)
+}
 
 // Release frees the endpoint of this attempt. It may be called again.
 func (l *Lease) Release() {

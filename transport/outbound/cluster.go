@@ -1,6 +1,9 @@
 package outbound
 
 import (
+	"maps"
+	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +30,7 @@ type Cluster struct {
 	requests atomic.Int64  // calls in flight
 	retries  atomic.Int64  // retries in flight
 	picks    atomic.Uint64 // sequence number for pickers
+	usage    usage
 
 	mu      sync.Mutex // guards the rest; a request takes it only to eject an endpoint
 	known   map[string]*Endpoint
@@ -44,7 +48,20 @@ type clusterState struct {
 	usable    int
 	panicked  bool
 	wire      Wire
-	breaker   *breaker
+	// made is the configuration that wire was made from: config, or an older
+	// one with the same connection settings. What security has is of made, so
+	// that a wire knows its values by their address.
+	made     *snapshot.Cluster
+	security []*snapshot.ClientTLS // by index in config.Endpoints.All; nil where all connections are plaintext
+	breaker  *breaker
+}
+
+// tls returns how connections to an endpoint are secured; nil means plaintext.
+func (s *clusterState) tls(i int) *snapshot.ClientTLS {
+	if s.security == nil {
+		return nil
+	}
+	return s.security[i]
 }
 
 // Active returns the requests in flight at an endpoint, for the picker.
@@ -101,13 +118,20 @@ func (c *Cluster) update(config *snapshot.Cluster) {
 	var retired Wire
 	switch {
 	case old != nil && sameWire(old.config, config):
-		next.wire = old.wire
+		next.wire, next.made = old.wire, old.made
 	default:
+		next.made = config
 		if old != nil {
 			retired = old.wire
 		}
 		if c.engine.options.NewWire != nil {
 			next.wire = c.engine.options.NewWire(config)
+		}
+	}
+	if config.TLS != nil || len(config.Sockets) > 0 {
+		next.security = make([]*snapshot.ClientTLS, len(endpoints))
+		for i := range config.Endpoints.All {
+			next.security[i] = next.made.Security(config.Endpoints.All[i].Socket)
 		}
 	}
 	if config.Breaker != nil && (c.breaker == nil || c.breaker.policy != *config.Breaker) {
@@ -143,8 +167,15 @@ func (c *Cluster) republish() {
 func sameWire(a, b *snapshot.Cluster) bool {
 	return a.HTTP2 == b.HTTP2 && a.ConnectTimeout == b.ConnectTimeout && a.IdleTimeout == b.IdleTimeout &&
 		a.MaxRequestsPerConnection == b.MaxRequestsPerConnection &&
-		a.Limits.MaxConnections == b.Limits.MaxConnections && a.Limits.MaxPendingRequests == b.Limits.MaxPendingRequests
+		a.Limits.MaxConnections == b.Limits.MaxConnections && a.Limits.MaxPendingRequests == b.Limits.MaxPendingRequests &&
+		sameTLS(a.TLS, b.TLS) && slices.EqualFunc(a.Sockets, b.Sockets, func(x, y snapshot.SocketMatch) bool {
+		return maps.Equal(x.Criteria, y.Criteria) && sameTLS(x.TLS, y.TLS)
+	})
 }
+
+// sameTLS looks at every field, however deep: one that were forgotten here
+// would leave connections open that policy no longer accepts.
+func sameTLS(a, b *snapshot.ClientTLS) bool { return a == b || reflect.DeepEqual(a, b) }
 
 // close ends the cluster: nothing is picked from it any more, and its timers stop.
 func (c *Cluster) close() {

@@ -292,11 +292,11 @@ func (e *Engine) slowHost(ctx context.Context, authority, scheme string) (h *hos
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(ctx.Err())}
+			return nil, true, &NotReadyError{Place: place, Missing: "policy", Waited: time.Since(began), Err: e.trouble(ctx.Err())}
 		case <-timer.C:
-			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: e.trouble(nil)}
+			return nil, true, &NotReadyError{Place: place, Missing: "policy", Waited: time.Since(began), Err: e.trouble(nil)}
 		case <-e.closed:
-			return nil, true, &NotReadyError{Place: place, Waited: time.Since(began), Err: ErrClosed}
+			return nil, true, &NotReadyError{Place: place, Missing: "policy", Waited: time.Since(began), Err: ErrClosed}
 		}
 	}
 }

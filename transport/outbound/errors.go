@@ -26,16 +26,22 @@ func (p Place) String() string {
 	return b.String()
 }
 
-// NotReadyError reports that the control plane has not given a policy for the
-// host, so that nothing is known of where a request may go.
+// NotReadyError reports that something without which a request may not be sent
+// has not come: the control plane's policy for the host, so that nothing is
+// known of where a request may go, or the certificate or trust bundle of this
+// process that the connection needs.
 type NotReadyError struct {
 	Place
-	Waited time.Duration
-	Err    error // the control plane's last trouble, or the context's error; may be nil
+	// Missing is "policy" or "certificate".
+	Missing string
+	Waited  time.Duration
+	// Err is the control plane's last trouble, the identity source's error (a
+	// *source.NotReadyError), the context's error, or several of them; may be nil.
+	Err error
 }
 
 func (e *NotReadyError) Error() string {
-	s := fmt.Sprintf("mesh: not ready: no policy for %s after %s", e.Place, e.Waited.Round(time.Millisecond))
+	s := fmt.Sprintf("mesh: not ready: no %s for %s after %s", e.Missing, e.Place, e.Waited.Round(time.Millisecond))
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
@@ -118,3 +124,15 @@ func (e *TimeoutError) Temporary() bool { return true }
 
 // Unwrap lets errors.Is(err, context.DeadlineExceeded) hold.
 func (e *TimeoutError) Unwrap() error { return context.DeadlineExceeded }
+
+// TLSError reports that a connection could not be secured as policy asks: the
+// server's certificate was refused, the server refused ours, or it speaks
+// another protocol. Where a certificate was refused here, errors.As finds an
+// *identity.VerifyError with the rule. Nothing of the request was processed.
+type TLSError struct {
+	Place
+	Err error
+}
+
+func (e *TLSError) Error() string { return fmt.Sprintf("mesh: TLS with %s: %v", e.Place, e.Err) }
+func (e *TLSError) Unwrap() error { return e.Err }

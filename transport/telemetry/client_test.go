@@ -122,7 +122,7 @@ func TestMeshCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: meshhttp.NewWire, Observer: r.Observer()})
+	e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: meshhttp.NewWire(nil), Observer: r.Observer()})
 	defer e.Close()
 	e.Install(&snapshot.Snapshot{
 		Hosts: map[string]*snapshot.Host{"reviews:9080": {Name: "reviews:9080", VirtualHost: &snapshot.VirtualHost{Routes: []snapshot.Route{{

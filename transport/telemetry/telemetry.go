@@ -31,6 +31,11 @@
 //	mesh.client.ejections         endpoints ejected by outlier detection
 //	mesh.client.ejected           endpoints that are ejected now
 //	mesh.client.breaker           changes of state of clusters' breakers
+//	mesh.server.decisions         requests that policy let in or refused, by reason, rule and kind of connection
+//	mesh.server.audited           requests that an AUDIT rule matched
+//	mesh.server.dry_run           requests that policy in dry run would have refused
+//	mesh.server.authorizer_failures  requests about which an external authorizer gave no answer
+//	mesh.server.handshake_failures   TLS handshakes that failed, by the rule that refused
 //	mesh.xds.updates              accepted resources
 //	mesh.xds.nacks                refused responses of the control plane
 //	mesh.xds.connected            1 while there is a stream to the control plane
@@ -93,6 +98,7 @@ type Telemetry struct {
 
 	client clientSeries
 	server serverSeries
+	access access
 }
 
 // durationBuckets are the boundaries, in seconds, that the conventions advise for HTTP durations.
@@ -135,6 +141,7 @@ func New(o Options) (*Telemetry, error) {
 	t.breaker = counter("mesh.client.breaker", "{change}", "Changes of state of clusters' breakers.")
 	t.updates = counter("mesh.xds.updates", "{resource}", "Resources accepted from the control plane.")
 	t.nacks = counter("mesh.xds.nacks", "{response}", "Responses of the control plane that were refused in whole or in part.")
+	t.access = newAccess(counter)
 	var e error
 	t.ejected, e = meter.Int64UpDownCounter("mesh.client.ejected", metric.WithUnit("{endpoint}"), metric.WithDescription("Endpoints that are ejected at present."))
 	keep(e)

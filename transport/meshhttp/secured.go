@@ -1,0 +1,201 @@
+package meshhttp
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sinew-mesh/sinew/identity/tlsconfig"
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+)
+
+// secured holds the connections to those endpoints of a cluster that policy
+// secures in one way.
+type secured struct {
+	wire   *wire
+	policy *snapshot.ClientTLS
+
+	// connections are those that new requests use: made with what the source
+	// has had in force since its last change.
+	connections atomic.Pointer[generation]
+
+	mu      sync.Mutex // guards what follows
+	held    atomic.Pointer[heldSource]
+	retired bool
+}
+
+// generation is the connections that were made between two changes of the source.
+type generation struct {
+	mu         sync.Mutex
+	transports sync.Map // generationKey -> *http.Transport
+}
+
+// generationKey tells the transports of a generation apart.
+type generationKey struct {
+	serverName string // sent as SNI
+	// inner is the host of a caller's https URL, whose own TLS travels inside
+	// policy's; "" without.
+	inner string
+}
+
+func newSecured(w *wire, policy *snapshot.ClientTLS) *secured {
+	s := &secured{wire: w, policy: policy}
+	s.connections.Store(&generation{})
+	// Early, so that the certificate may be there when the first request comes.
+	// The error is of no use yet: source asks again.
+	_, _ = s.source()
+	return s
+}
+
+// source returns the identity source, which it opens if need be.
+func (s *secured) source() (*heldSource, error) {
+	if h := s.held.Load(); h != nil {
+		return h, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.held.Load(); h != nil {
+		return h, nil
+	}
+	if s.retired {
+		return nil, errors.New("the cluster's connection settings have changed")
+	}
+	h, err := s.wire.identities.hold(s)
+	if err == nil {
+		s.held.Store(h)
+	}
+	return h, err
+}
+
+// mutual reports whether our certificate is presented.
+func (s *secured) mutual() bool { return s.policy.Certificate != (snapshot.CertificateSource{}) }
+
+// renew has new requests make new connections. Those that are idle close, and
+// those that are busy when they have become idle.
+func (s *secured) renew() {
+	s.connections.Swap(&generation{}).retire()
+}
+
+// retire ends the use of the source; see wire.Retire.
+func (s *secured) retire() {
+	s.mu.Lock()
+	s.retired = true
+	h := s.held.Load()
+	s.mu.Unlock()
+	if h != nil {
+		h.release(s)
+	}
+	s.connections.Load().retire()
+}
+
+// retire closes the connections that are idle, and again later: an HTTP/2
+// connection whose last stream has just ended, or not yet, does not count as
+// idle. What is busy still longer closes when it has been idle for its time.
+func (g *generation) retire() {
+	g.closeIdle()
+	for _, later := range retireAgain {
+		time.AfterFunc(later, g.closeIdle)
+	}
+}
+
+var retireAgain = []time.Duration{50 * time.Millisecond, time.Second, 10 * time.Second}
+
+func (g *generation) closeIdle() {
+	g.transports.Range(func(_, t any) bool {
+		t.(*http.Transport).CloseIdleConnections()
+		return true
+	})
+}
+
+// transport returns the connections for the host that a request calls; inner
+// is the host of an https URL.
+func (s *secured) transport(src *heldSource, host, inner string) *http.Transport {
+	key := generationKey{serverName: s.policy.ServerName, inner: inner}
+	if key.serverName == "" {
+		key.serverName = host
+	}
+	g := s.connections.Load()
+	if t, ok := g.transports.Load(key); ok {
+		return t.(*http.Transport)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t, ok := g.transports.Load(key); ok {
+		return t.(*http.Transport)
+	}
+	t := newTransport(s.wire.config)
+	limit := s.wire.config.ConnectTimeout
+	if inner == "" {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP1(!s.wire.config.HTTP2)
+		t.Protocols.SetHTTP2(s.wire.config.HTTP2)
+		t.DialTLSContext = dialTLS(t.DialContext, s.config(src, key.serverName), limit, s.wire.config.HTTP2)
+	} else {
+		t.ForceAttemptHTTP2 = true
+		t.TLSClientConfig = clientTLS(inner)
+		outer := s.config(src, key.serverName)
+		outer.NextProtos = slices.DeleteFunc(outer.NextProtos, func(p string) bool {
+			return p == tlsconfig.ProtocolHTTP1 || p == tlsconfig.ProtocolHTTP2
+		})
+		t.DialTLSContext = dialTLS(dialTLS(t.DialContext, outer, limit, false), t.TLSClientConfig, limit, false)
+	}
+	g.transports.Store(key, t)
+	return t
+}
+
+// config is the policy for crypto/tls.
+func (s *secured) config(src *heldSource, serverName string) *tls.Config {
+	return tlsconfig.Client(src, tlsconfig.ClientOptions{
+		ServerName:         serverName,
+		Peer:               tlsconfig.Peer{SANs: s.policy.SANs},
+		Verification:       verification(s.policy.Verify),
+		WithoutCertificate: !s.mutual(),
+		MinVersion:         s.policy.MinVersion,
+		Protocols:          protocols(s.policy, s.wire.config.HTTP2),
+	})
+}
+
+func verification(v snapshot.Verification) tlsconfig.Verification {
+	switch v {
+	case snapshot.VerifySPIFFE:
+		return tlsconfig.VerifySPIFFE
+	case snapshot.VerifyName:
+		return tlsconfig.VerifyName
+	case snapshot.VerifySANs:
+		return tlsconfig.VerifySANs
+	default:
+		panic(fmt.Sprintf("meshhttp: verification %d", v)) // a new one needs its counterpart here
+	}
+}
+
+// protocols are what is offered by ALPN: the HTTP version that the cluster
+// speaks, before what else policy lists. The other HTTP version is left out even where
+// policy lists it: the server would choose, and limits on connections mean
+// another thing with each.
+func protocols(policy *snapshot.ClientTLS, http2 bool) []string {
+	own := tlsconfig.ProtocolHTTP1
+	if http2 {
+		own = tlsconfig.ProtocolHTTP2
+	}
+	list := []string{own}
+	for _, p := range policy.Protocols {
+		switch p {
+		case "h2", "istio-h2", "http/1.1", "http/1.0", "istio-http/1.1", "istio-http/1.0":
+		default:
+			list = append(list, p)
+		}
+	}
+	if policy.Verify == snapshot.VerifySPIFFE && !slices.Contains(list, protocolIstio) {
+		// Without it an Istio proxy that takes plaintext too would not
+		// recognise the connection as mutual TLS of the mesh.
+		list = append(list, protocolIstio)
+	}
+	return list
+}
+
+const protocolIstio = "istio"
