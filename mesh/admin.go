@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 
+	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/internal/xds/client"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
@@ -12,6 +13,8 @@ import (
 type AdminStatus struct {
 	// XDS is how things stand with the control plane; nil without one.
 	XDS *client.Status `json:"xds,omitempty"`
+	// Identity is the health of the sources of certificates; nothing of it is secret.
+	Identity []source.Status `json:"identity,omitempty"`
 	// Outbound is the policy in force for what this process calls, with the
 	// live state of clusters and endpoints.
 	Outbound outbound.Status `json:"outbound"`
@@ -37,7 +40,7 @@ func (m *Mesh) Admin() http.Handler {
 }
 
 func (m *Mesh) status() AdminStatus {
-	s := AdminStatus{Outbound: m.outbound.Status()}
+	s := AdminStatus{Identity: m.identity.status(), Outbound: m.outbound.Status()}
 	if m.xds != nil {
 		status := m.xds.Status()
 		s.XDS = &status

@@ -44,7 +44,7 @@ func newFolder(t *testing.T, files map[string]string) *folder {
 	first := make(chan struct{})
 	go func() {
 		begun := false
-		watched <- source.Directory(ctx, f.dir, slog.New(slog.DiscardHandler), func(r *policy.Result) {
+		watched <- source.Directory(ctx, f.dir, source.Options{}, func(r *policy.Result) {
 			server.SetPolicy(r.Set)
 			if f.results <- r; !begun {
 				begun = true

@@ -10,7 +10,8 @@ import (
 // The errors that the client side returns, for errors.As. Each names the host
 // and, as far as they were known, the route, cluster and endpoint.
 type (
-	// NotReadyError: the control plane has not given a policy for the host.
+	// NotReadyError: the control plane has not given a policy for the host, or
+	// there is no certificate to call it with.
 	NotReadyError = outbound.NotReadyError
 	// NoRouteError: policy sends the request nowhere.
 	NoRouteError = outbound.NoRouteError
@@ -20,6 +21,10 @@ type (
 	BreakerOpenError = outbound.BreakerOpenError
 	// LimitError: a circuit breaker threshold was reached.
 	LimitError = outbound.LimitError
+	// TLSError: the connection could not be secured as policy asks. An
+	// *identity.VerifyError in its chain names the rule that the server's
+	// certificate breaks.
+	TLSError = outbound.TLSError
 	// TimeoutError: a time limit of policy passed.
 	TimeoutError = outbound.TimeoutError
 	// ListenerNotReadyError: there is no policy for the listener that a request came in on.

@@ -21,12 +21,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
+
+	"google.golang.org/grpc"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
@@ -47,6 +50,9 @@ type Mesh struct {
 	outbound  *outbound.Engine
 	inbound   *inbound.Engine
 	transport *meshhttp.RoundTripper
+	identity  *identities
+	loads     loads
+	reporting sync.Mutex            // held while loads are taken
 	trouble   atomic.Pointer[error] // why the control plane is out of reach
 	close     sync.Once
 }
@@ -78,8 +84,20 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
-	out := outbound.Options{PolicyWait: config.policyWait, NewWire: meshhttp.NewWire, Observer: m.telemetry.Observer()}
-	in := inbound.Options{PolicyWait: config.policyWait}
+	m.identity = newIdentities(config, m.bootstrap)
+	out := outbound.Options{
+		PolicyWait: config.policyWait,
+		NewWire:    meshhttp.NewWire(m.identity.source),
+		Observer:   m.telemetry.Observer(),
+	}
+	in := inbound.Options{
+		PolicyWait: config.policyWait,
+		Source:     m.identity.source,
+		DialGRPC:   m.dialAuthorizer,
+		KeyRanges:  config.keyNetworks,
+		Observer:   m.telemetry.InboundObserver(),
+		Log:        m.log,
+	}
 	if config.external == PassExternal {
 		out.External = config.policy.host
 	}
@@ -90,12 +108,15 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 			in.Subscribe = func(address string) { m.xds.SubscribeInbound(address) }
 		}
 	}
-	m.outbound, m.inbound = outbound.New(out), inbound.New(in)
+	m.outbound = outbound.New(out)
 	m.transport = meshhttp.NewRoundTripper(m.outbound, meshhttp.ClientOptions{
 		Observer: out.Observer,
 		Inject:   m.telemetry.Inject,
 		Replay:   config.replay,
 	})
+	in.HTTP = m.transport
+	m.inbound = inbound.New(in)
+	m.loads = loads{inbound: m.inbound, outbound: m.outbound}
 	if m.bootstrap != nil {
 		m.xds, err = client.New(client.Options{
 			Bootstrap:  m.bootstrap,
@@ -103,9 +124,14 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 			OnSnapshot: m.install,
 			Events:     m.events(),
 			// Requests wait by themselves, each up to its own deadline.
-			ReadyWait: math.MaxInt64,
+			ReadyWait:   math.MaxInt64,
+			Credentials: m.identity.channel,
+			Loads:       m.takeLoads,
 		})
 		if err != nil {
+			m.inbound.Close()
+			m.outbound.Close()
+			m.identity.close()
 			return nil, fmt.Errorf("mesh: %w", err)
 		}
 	}
@@ -132,6 +158,22 @@ func (c *config) readBootstrap() (*bootstrap.Config, error) {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	return b, nil
+}
+
+// dialAuthorizer connects to an external authorizer, which is a service of the mesh.
+func (m *Mesh) dialAuthorizer(target string) (grpc.ClientConnInterface, io.Closer, error) {
+	conn, err := grpc.NewClient("xds:///"+target, m.DialOptions()...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, conn, nil
+}
+
+// takeLoads is asked by each control plane in use; what one takes the others do not get.
+func (m *Mesh) takeLoads() []client.Load {
+	m.reporting.Lock()
+	defer m.reporting.Unlock()
+	return m.loads.take()
 }
 
 // install gives a new snapshot to both engines.
@@ -178,6 +220,7 @@ func (m *Mesh) Close() error {
 		m.outbound.Close()
 		m.inbound.Close()
 		m.transport.CloseIdleConnections()
+		m.identity.close()
 	})
 	return nil
 }
@@ -202,8 +245,10 @@ func (m *Mesh) Handler(next http.Handler) http.Handler {
 }
 
 // Listen announces on the local network address as net.Listen does, and asks
-// for the listener's policy. Serve HTTP through Handler, or gRPC with
-// ServerOptions, on it.
+// for the listener's policy, which says whether connections must be mutual TLS
+// (STRICT), may be (PERMISSIVE) or are plaintext. Serve HTTP through Handler, or
+// gRPC with ServerOptions, on it. Connections with TLS are *tls.Conn whose
+// handshake is complete, so that net/http serves HTTP/2 on them.
 func (m *Mesh) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lis, err := lc.Listen(ctx, network, address)
@@ -211,12 +256,12 @@ func (m *Mesh) Listen(ctx context.Context, network, address string) (net.Listene
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	m.inbound.Listening(lis.Addr())
-	return lis, nil
+	return meshhttp.NewListener(m.inbound, lis, m.log), nil
 }
 
 // Serve listens on the TCP address and serves the handler, wrapped by Handler,
 // until the context ends; then it drains (see WithDrainTimeout). HTTP/1.1 and
-// h2c share the port. It returns nil after a full drain.
+// HTTP/2 share the port, with TLS or without. It returns nil after a full drain.
 func (m *Mesh) Serve(ctx context.Context, address string, handler http.Handler) error {
 	lis, err := m.Listen(ctx, "tcp", address)
 	if err != nil {

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sinew-mesh/sinew/identity/source"
 )
 
 // Option configures New.
@@ -32,6 +35,8 @@ type config struct {
 	policyWait     time.Duration
 	drain          time.Duration
 	replay         int64
+	identity       source.Source
+	keyNetworks    []netip.Prefix
 	log            *slog.Logger
 	tracerProvider trace.TracerProvider
 	meterProvider  metric.MeterProvider
@@ -140,6 +145,22 @@ func WithReplayLimit(bytes int64) Option {
 		if c.replay = bytes; bytes == 0 {
 			c.replay = -1
 		}
+		return nil
+	}
+}
+
+// WithKeySetNetworks allows the key sets of token issuers (jwksUri) to be fetched
+// from these ranges of addresses, such as those of an issuer inside the cluster.
+// Default: public addresses only, since whoever writes a RequestAuthentication
+// chooses what the process fetches. The scheme must be https in any case.
+func WithKeySetNetworks(ranges ...netip.Prefix) Option {
+	return func(c *config) error {
+		for _, r := range ranges {
+			if !r.IsValid() {
+				return errors.New("WithKeySetNetworks: a range is not valid")
+			}
+		}
+		c.keyNetworks = ranges
 		return nil
 	}
 }

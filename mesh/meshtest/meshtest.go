@@ -7,6 +7,7 @@
 //
 // Nothing is imitated: the policy is read and translated by the xDS server's
 // own packages, and comes to the client over a real ADS stream on loopback.
+// With MutualTLS there are certificates too, and rules of access can be tested.
 package meshtest
 
 import (
@@ -45,6 +46,7 @@ type World struct {
 	bootstrap []byte
 	options   []mesh.Option
 
+	services  []service // to be started
 	instances []instance
 	folder    []*policy.File // of PolicyDir
 
@@ -53,6 +55,15 @@ type World struct {
 	mu      sync.Mutex
 	control *grpc.Server // nil while stopped
 	last    *policy.Result
+
+	authority *authority // nil without MutualTLS
+	log       *slog.Logger
+}
+
+// service is one to be started when the control plane is up.
+type service struct {
+	name, version, protocol string
+	start                   func(*World) (net.Addr, error)
 }
 
 // instance is one running service.
@@ -66,45 +77,69 @@ type instance struct {
 // is the workload's label "version", which a DestinationRule's subsets select
 // by, and may be empty. The service has the port 80, so its URL is
 // "http://name/".
+//
+// With MutualTLS the instance is a member of the mesh with a service account of
+// the service's name: the policy of its inbound listener is in force.
 func HTTP(name, version string, handler http.Handler) Option {
-	return func(w *World) error {
+	return add(name, version, "http", func(w *World) (net.Addr, error) {
+		if w.authority != nil {
+			m, lis, err := w.listen(name)
+			if err != nil {
+				return nil, err
+			}
+			w.serve(func(ctx context.Context) error { return m.ServeListener(ctx, lis, handler) })
+			return lis.Addr(), nil
+		}
 		server := httptest.NewUnstartedServer(handler)
 		server.Config.Protocols = new(http.Protocols)
 		server.Config.Protocols.SetHTTP1(true)
 		server.Config.Protocols.SetUnencryptedHTTP2(true)
 		server.Start()
 		w.t.Cleanup(server.Close)
-		w.add(name, version, "http", server.Listener.Addr())
-		return nil
-	}
+		return server.Listener.Addr(), nil
+	})
 }
 
 // GRPC adds an instance of a gRPC service, as HTTP does; register registers
 // its services. Its target is "xds:///name:80".
 func GRPC(name, version string, register func(grpc.ServiceRegistrar)) Option {
-	return func(w *World) error {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
+	return add(name, version, "grpc", func(w *World) (net.Addr, error) {
+		var server *grpc.Server
+		var lis net.Listener
+		var err error
+		if w.authority != nil {
+			var m *mesh.Mesh
+			if m, lis, err = w.listen(name); err == nil {
+				server = grpc.NewServer(m.ServerOptions()...)
+			}
+		} else if lis, err = net.Listen("tcp", "127.0.0.1:0"); err == nil {
+			server = grpc.NewServer()
 		}
-		server := grpc.NewServer()
+		if err != nil {
+			return nil, err
+		}
 		register(server)
 		go func() { _ = server.Serve(lis) }()
 		w.t.Cleanup(server.Stop)
-		w.add(name, version, "grpc", lis.Addr())
-		return nil
-	}
+		return lis.Addr(), nil
+	})
 }
 
 // Dead adds an instance whose address refuses connections.
 func Dead(name, version string) Option {
-	return func(w *World) error {
+	return add(name, version, "http", func(*World) (net.Addr, error) {
 		lis, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			return err
+			return nil, err
 		}
-		w.add(name, version, "http", lis.Addr())
-		return lis.Close()
+		return lis.Addr(), lis.Close()
+	})
+}
+
+func add(name, version, protocol string, start func(*World) (net.Addr, error)) Option {
+	return func(w *World) error {
+		w.services = append(w.services, service{name, version, protocol, start})
+		return nil
 	}
 }
 
@@ -135,10 +170,20 @@ func PolicyDir(dir string) Option {
 	}
 }
 
-// MeshOptions adds options for the client's mesh.New.
+// MeshOptions adds options for mesh.New, of the client's mesh and, with MutualTLS,
+// of every other in the world.
 func MeshOptions(options ...mesh.Option) Option {
 	return func(w *World) error {
 		w.options = append(w.options, options...)
+		return nil
+	}
+}
+
+// Logger sets where the control plane, the authority and the meshes log. Default:
+// the test's output, warnings and errors only.
+func Logger(log *slog.Logger) Option {
+	return func(w *World) error {
+		w.log = log
 		return nil
 	}
 }
@@ -154,38 +199,88 @@ func New(t testing.TB, options ...Option) *World {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	w.server = ads.NewServer(ctx, log)
-	w.apply(w.folder)
-
+	if w.log == nil {
+		w.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	w.server = ads.NewServer(ctx, w.log)
+	if w.authority != nil {
+		if err := w.authority.open(ctx, w); err != nil {
+			t.Fatalf("meshtest: %v", err)
+		}
+	}
 	w.address = "127.0.0.1:0"
 	w.StartControlPlane()
 	t.Cleanup(w.StopControlPlane)
+	for _, s := range w.services {
+		address, err := s.start(w)
+		if err != nil {
+			t.Fatalf("meshtest: %s: %v", s.name, err)
+		}
+		w.instances = append(w.instances, instance{s.name, s.version, s.protocol, address.(*net.TCPAddr)})
+	}
+	w.apply(w.folder)
 
 	var err error
-	if w.bootstrap, err = document(w.address); err != nil {
+	if w.bootstrap, err = w.document(clientName); err != nil {
 		t.Fatalf("meshtest: %v", err)
 	}
-	w.mesh, err = mesh.New(ctx, append([]mesh.Option{mesh.WithBootstrap(w.bootstrap), mesh.WithLogger(log), mesh.WithPolicyWait(10 * time.Second)}, w.options...)...)
-	if err != nil {
-		t.Fatalf("meshtest: %v", err)
-	}
-	t.Cleanup(func() { w.mesh.Close() })
+	w.mesh = w.join(w.bootstrap)
 	return w
 }
 
-// document is the bootstrap of a workload named "test" in the namespace default.
-func document(server string) ([]byte, error) {
-	metadata, err := structpb.NewStruct(map[string]any{"NAMESPACE": "default", "INSTANCE_IPS": "127.0.0.1"})
+// clientName is the workload whose mesh World.Mesh is.
+const clientName = "test"
+
+// join makes a mesh that ends with the test.
+func (w *World) join(document []byte) *mesh.Mesh {
+	w.t.Helper()
+	m, err := mesh.New(context.Background(), append([]mesh.Option{mesh.WithBootstrap(document), mesh.WithLogger(w.log), mesh.WithPolicyWait(10 * time.Second)}, w.options...)...)
+	if err != nil {
+		w.t.Fatalf("meshtest: %v", err)
+	}
+	w.t.Cleanup(func() { m.Close() })
+	if w.authority != nil {
+		if err := w.authority.admitted(m, document); err != nil {
+			w.t.Fatalf("meshtest: %v", err)
+		}
+	}
+	return m
+}
+
+// serve runs a server until the test ends.
+func (w *World) serve(run func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = run(ctx) // an error is that of a test that ended with requests in flight
+	}()
+	w.t.Cleanup(func() {
+		stop()
+		<-done
+	})
+}
+
+// document is the bootstrap of a workload in the namespace default.
+func (w *World) document(name string) ([]byte, error) {
+	metadata, err := structpb.NewStruct(map[string]any{
+		"NAMESPACE": "default", "SERVICE_ACCOUNT": name, "INSTANCE_IPS": "127.0.0.1", "LABELS": map[string]any{"app": name},
+	})
 	if err != nil {
 		return nil, err
 	}
-	return bootstrap.Document(&bootstrap.Config{
-		Servers:          []bootstrap.Server{{URI: server, ChannelCreds: []bootstrap.ChannelCreds{{Type: "insecure"}}}},
-		Node:             &corev3.Node{Id: "sidecar~127.0.0.1~test.default~default.svc.cluster.local", Metadata: metadata},
+	c := &bootstrap.Config{
+		Servers:          []bootstrap.Server{{URI: w.address, ChannelCreds: []bootstrap.ChannelCreds{{Type: bootstrap.Insecure}}}},
+		Node:             &corev3.Node{Id: "sidecar~127.0.0.1~" + name + ".default~default.svc.cluster.local", Metadata: metadata},
 		ListenerTemplate: "%s",
 		InboundTemplate:  "xds.istio.io/grpc/lds/inbound/%s",
-	})
+	}
+	if w.authority != nil {
+		if err := w.authority.admit(w, name, c); err != nil {
+			return nil, err
+		}
+	}
+	return bootstrap.Document(c)
 }
 
 // Mesh returns the client's mesh, for gRPC's options, a server or the admin page.
@@ -193,6 +288,10 @@ func (w *World) Mesh() *mesh.Mesh { return w.mesh }
 
 // Client returns an HTTP client in the mesh.
 func (w *World) Client() *http.Client { return w.mesh.Client() }
+
+// ControlPlane returns the xDS server's side of the world: which clients it has,
+// and what each has accepted, refused and reported.
+func (w *World) ControlPlane() *ads.Server { return w.server }
 
 // Bootstrap returns the xDS bootstrap document, for another mesh.New.
 func (w *World) Bootstrap() []byte { return w.bootstrap }
@@ -209,7 +308,8 @@ func (w *World) StopControlPlane() {
 }
 
 // StartControlPlane starts the xDS server again, at its old address and with
-// the policy that was set last.
+// the policy that was set last. With MutualTLS every member gets a new join token,
+// for the case that its certificate has expired in the meantime.
 func (w *World) StartControlPlane() {
 	w.t.Helper()
 	w.mu.Lock()
@@ -222,8 +322,16 @@ func (w *World) StartControlPlane() {
 		w.t.Fatalf("meshtest: %v", err)
 	}
 	w.address = lis.Addr().String()
-	control := grpc.NewServer(grpc.Creds(insecure.NewCredentials()))
-	w.server.Register(control)
+	var control *grpc.Server
+	if w.authority != nil {
+		if err := w.authority.readmit(); err != nil {
+			w.t.Fatalf("meshtest: %v", err)
+		}
+		control = w.authority.server(w.server)
+	} else {
+		control = grpc.NewServer(grpc.Creds(insecure.NewCredentials()))
+		w.server.Register(control)
+	}
 	go func() { _ = control.Serve(lis) }()
 	w.control = control
 }
@@ -246,16 +354,12 @@ func (w *World) Eventually(what string, condition func() bool) {
 	}
 }
 
-func (w *World) add(name, version, protocol string, address net.Addr) {
-	w.instances = append(w.instances, instance{name, version, protocol, address.(*net.TCPAddr)})
-}
-
 // apply puts the files and the declared services in force.
 func (w *World) apply(files []*policy.File) {
 	w.t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	result := policy.Build(append([]*policy.File{policy.Parse("services.yaml", []byte(w.services()))}, files...), w.last)
+	result := policy.Build(append([]*policy.File{policy.Parse("services.yaml", []byte(w.declarations()))}, files...), w.last)
 	if result.Failed() {
 		for _, p := range result.Problems {
 			w.t.Errorf("meshtest: %v", p)
@@ -266,8 +370,8 @@ func (w *World) apply(files []*policy.File) {
 	w.server.SetPolicy(result.Set)
 }
 
-// services declares what runs: a Service for each name, a WorkloadEntry for each instance.
-func (w *World) services() string {
+// declarations says what runs: a Service for each name, a WorkloadEntry for each instance.
+func (w *World) declarations() string {
 	var b strings.Builder
 	seen := map[string]bool{}
 	for i, in := range w.instances {
@@ -282,9 +386,13 @@ spec:
   ports: [{name: %[2]q, port: 80}]
 `, in.name, in.protocol)
 		}
-		version := ""
+		labels, account := "", ""
 		if in.version != "" {
-			version = fmt.Sprintf(", version: %q", in.version)
+			labels = fmt.Sprintf(", version: %q", in.version)
+		}
+		if w.authority != nil {
+			labels += ", security.istio.io/tlsMode: istio"
+			account = fmt.Sprintf("\n  serviceAccount: %q", in.name)
 		}
 		fmt.Fprintf(&b, `---
 apiVersion: networking.istio.io/v1
@@ -293,8 +401,8 @@ metadata: {name: "%[1]s-%[2]d", namespace: default}
 spec:
   address: %[3]s
   ports: {%[4]s: %[5]d}
-  labels: {app: %[1]q%[6]s}
-`, in.name, i, in.address.IP, in.protocol, in.address.Port, version)
+  labels: {app: %[1]q%[6]s}%[7]s
+`, in.name, i, in.address.IP, in.protocol, in.address.Port, labels, account)
 	}
 	if b.Len() == 0 {
 		return "# no services\n"
