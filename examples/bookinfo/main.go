@@ -1,5 +1,5 @@
-// Command bookinfo is a small book shop in a mesh: five services in eleven processes
-// of their own, an xDS server, and a tour that shows and checks what the mesh
+// Command bookinfo is a small book shop in a mesh: seven services in thirteen
+// processes of their own, an xDS server, and a tour that shows and checks what the mesh
 // does with their traffic.
 //
 //	go run ./examples/bookinfo             # the tour, then stay up for playing
@@ -10,8 +10,10 @@
 //	services.go  what a service does: its mesh, its server, its calls
 //	ratings.go   the service that speaks gRPC
 //	policy/      the rules, in Istio's and SMI's words
+//	access/      who may call whom: what the last steps of the tour add
 //	run.go       how the processes are started and ended
 //	tour.go      the steps
+//	access.go    those about certificates and permissions
 //	trace.go     how spans of all processes become one tree
 package main
 

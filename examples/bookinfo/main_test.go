@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 // TestShop runs the whole example: processes of their own, real sockets.
 func TestShop(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts twelve processes")
+		t.Skip("starts fourteen processes")
 	}
 	builder := &shop{out: t.Output(), dir: t.TempDir()}
 	xdsserver, err := builder.build(t.Context())
@@ -87,7 +87,7 @@ func testTour(t *testing.T, xdsserver string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(printed, "8 of 8 steps held") {
+	if !strings.Contains(printed, "11 of 11 steps held") {
 		t.Error("not all steps are said to have held")
 	}
 }
@@ -128,7 +128,7 @@ func testOtherPolicy(t *testing.T, xdsserver string) {
 			t.Errorf("%shas not failed", step)
 		}
 	}
-	if !strings.Contains(printed, "3 of 8 steps held") {
+	if !strings.Contains(printed, "6 of 11 steps held") {
 		t.Error("steps have failed that the change does not touch")
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "virtualservice-reviews.yaml"))

@@ -38,6 +38,11 @@ var errStopped = errors.New("stopped before the end of the tour")
 //go:embed policy/*.yaml
 var ownPolicy embed.FS
 
+// accessPolicy has the documents that the tour adds, step by step, and takes away again.
+//
+//go:embed access/*.yaml
+var accessPolicy embed.FS
+
 // instances are the services' processes. Where a service has versions, the
 // policy tells them apart by the label "version".
 var instances = []instance{
@@ -51,6 +56,8 @@ var instances = []instance{
 	{role: "reviews", version: "v3", n: 1},
 	{role: "payment-service", version: "v1", n: 1},
 	{role: "payment-service", version: "v1", n: 2},
+	{role: "checkout-service", version: "v1", n: 1},
+	{role: "refund-service", version: "v1", n: 1},
 	{role: "productpage", version: "v1", n: 1},
 }
 
@@ -158,9 +165,9 @@ func bookinfo(ctx context.Context, o options) (err error) {
 // start brings everything up, in the order in which one needs the other.
 func (s *shop) start(ctx context.Context, o options) error {
 	began := time.Now()
-	fmt.Fprintf(s.out, "Bookinfo: five services in %d processes and an xDS server; working folder %s\n", len(instances), s.dir)
-	for _, sub := range []string{"bootstrap", "logs"} {
-		if err := os.Mkdir(filepath.Join(s.dir, sub), 0o755); err != nil {
+	fmt.Fprintf(s.out, "Bookinfo: seven services in %d processes and an xDS server; working folder %s\n", len(instances), s.dir)
+	for _, sub := range []string{"bootstrap", "logs", "certificates"} {
+		if err := os.Mkdir(filepath.Join(s.dir, sub), 0o700); err != nil {
 			return err
 		}
 	}
@@ -237,7 +244,7 @@ func (s *shop) policyFile(name string) string { return filepath.Join(s.dir, "pol
 // startServer starts the xDS server, under a guard that ends it with this process.
 func (s *shop) startServer(ctx context.Context) error {
 	p, line, err := s.startProcess(ctx, "xdsserver", nil, "guard", s.dir, s.xdsserver, "serve",
-		"--config", filepath.Join(s.dir, "policy"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+		"--config", filepath.Join(s.dir, "policy"), "--ca-dir", s.caDir(), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
@@ -252,12 +259,22 @@ func (s *shop) startServer(ctx context.Context) error {
 	return nil
 }
 
-// startService writes an instance's bootstrap and starts it.
+// caDir is where the xDS server keeps its certificate authority.
+func (s *shop) caDir() string { return filepath.Join(s.dir, "ca") }
+
+// startService writes an instance's bootstrap and starts it. With the bootstrap
+// comes a token, by which the service gets its first certificate; when it starts
+// again it has the certificate in a file.
 func (s *shop) startService(ctx context.Context, i instance, listen string) error {
-	document, err := exec.CommandContext(ctx, s.xdsserver, "bootstrap", "--server", s.xds, "--namespace", "default",
-		"--workload", i.name(), "--label", "app="+i.role, "--label", "version="+i.version).Output()
+	secret := filepath.Join(s.dir, "certificates", i.name())
+	var complaint bytes.Buffer
+	cmd := exec.CommandContext(ctx, s.xdsserver, "bootstrap", "--server", s.xds, "--namespace", "default",
+		"--workload", i.name(), "--service-account", i.role, "--label", "app="+i.role, "--label", "version="+i.version,
+		"--ca-dir", s.caDir(), "--token-file", secret+".token", "--cert-state-file", secret+".state")
+	cmd.Stderr = &complaint
+	document, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("xdsserver bootstrap: %w", err)
+		return fmt.Errorf("xdsserver bootstrap: %w\n%s", err, &complaint)
 	}
 	file := filepath.Join(s.dir, "bootstrap", i.name()+".json")
 	if err := os.WriteFile(file, document, 0o644); err != nil {
@@ -389,12 +406,14 @@ metadata:
   name: %s
 spec:
   address: 127.0.0.1
+  serviceAccount: %s
   ports:
     %s: %s
   labels:
     app: %s
     version: %s
-`, i.name(), name, port, i.role, i.version)
+    security.istio.io/tlsMode: istio # callers use mutual TLS
+`, i.name(), i.role, name, port, i.role, i.version)
 	}
 	if err := replaceFile(s.policyFile("workloads.yaml"), b.Bytes()); err != nil {
 		return err
@@ -500,9 +519,10 @@ The shop stays open %s. Ideas:
   curl -X POST 'http://%s/fail?for=30s'             # a payment instance fails for 30 s;
   curl http://%s/buy                                #   buyers do not notice,
   curl -H 'retries: off' http://%s/buy              #   without retries they do
+  curl http://%s/checkout                           # a payment by way of checkout-service: who paid?
   %s status --http %s
 Edit a rule in %s
 and see what the next request does. End a service, or the xDS server, and see what does not.
-`, how, s.page(), s.page(), s.collector.address(), s.page(), s.address("payment-service-v1-1"), s.page(), s.page(),
+`, how, s.page(), s.page(), s.collector.address(), s.page(), s.address("payment-service-v1-1"), s.page(), s.page(), s.page(),
 		s.xdsserver, s.http, filepath.Join(s.dir, "policy"))
 }

@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
+	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/mesh"
 )
 
@@ -43,7 +44,8 @@ type (
 		Error   string `json:"error,omitempty"` // why there are no stars
 	}
 	receipt struct {
-		By string `json:"by"`
+		By     string `json:"by"`
+		Caller string `json:"caller"` // who asked for the payment, as its certificate proves; "" over plaintext
 	}
 )
 
@@ -78,13 +80,30 @@ func (s *service) productpage() (http.Handler, error) {
 			answer(w, v)
 		}
 	})
-	mux.HandleFunc("GET /buy", func(w http.ResponseWriter, r *http.Request) {
+	for path, url := range map[string]string{
+		"GET /buy":      "http://payment-service:9080/pay",
+		"GET /checkout": "http://checkout-service:9080/buy",
+		"GET /refund":   "http://refund-service:9080/buy",
+	} {
+		mux.HandleFunc(path, s.buy(url))
+	}
+	mux.Handle("/debug/mesh/", s.mesh.Admin())
+	return mux, nil
+}
+
+func (s *service) buy(url string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		var paid receipt
-		if s.fetch(w, r, "http://payment-service:9080/pay", &paid) {
+		if s.fetch(w, r, url, &paid) {
 			answer(w, paid)
 		}
-	})
-	mux.Handle("/debug/mesh/", s.mesh.Admin())
+	}
+}
+
+// buyer is the checkout, and the refund: they ask for payments in their own name.
+func (s *service) buyer() (http.Handler, error) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /buy", s.buy("http://payment-service:9080/pay"))
 	return mux, nil
 }
 
@@ -156,12 +175,16 @@ func (s *service) reviews() (http.Handler, error) {
 // payment can be told to fail for a while.
 func (s *service) payment() (http.Handler, error) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /pay", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /pay", func(w http.ResponseWriter, r *http.Request) {
 		if time.Now().UnixNano() < s.failUntil.Load() {
 			http.Error(w, s.name+" is out of order", http.StatusServiceUnavailable)
 			return
 		}
-		answer(w, receipt{By: s.name})
+		paid := receipt{By: s.name}
+		if peer, ok := identity.PeerFromContext(r.Context()); ok && peer.Authenticated() {
+			paid.Caller = peer.ID.String()
+		}
+		answer(w, paid)
 	})
 	mux.HandleFunc("POST /fail", func(w http.ResponseWriter, r *http.Request) {
 		d, err := time.ParseDuration(r.URL.Query().Get("for"))
@@ -248,6 +271,8 @@ func runService(ctx context.Context, role, version, name, listen, collector stri
 		handler, err = s.reviews()
 	case "payment-service":
 		handler, err = s.payment()
+	case "checkout-service", "refund-service":
+		handler, err = s.buyer()
 	case "ratings":
 		up()
 		return s.serveRatings(ctx, lis)
@@ -276,6 +301,7 @@ func listenAgain(ctx context.Context, m *mesh.Mesh, address string) (net.Listene
 func serveHTTP(ctx context.Context, lis net.Listener, handler http.Handler) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetHTTP2(true)            // over mutual TLS
 	server.Protocols.SetUnencryptedHTTP2(true) // for h2UpgradePolicy
 	go func() {
 		<-ctx.Done()

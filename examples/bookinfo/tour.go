@@ -36,6 +36,9 @@ func (s *shop) tour(ctx context.Context) error {
 		{"live edit", fmt.Sprintf("traffic moves in < %s", s.moveLimit), s.liveEdit},
 		{"gRPC on xds:///", "ratings v1, and v2 for test-user", s.grpcRoutes},
 		{"one trace", "one tree over 4 processes", s.trace},
+		{"PERMISSIVE", "one port: plaintext and mutual TLS", s.permissive},
+		{"STRICT", "plaintext refused, mutual TLS not", s.strict},
+		{"authorization", "payment for checkout and refund only", s.authorization},
 	}
 	edited := s.policyFile("virtualservice-reviews.yaml")
 	before, err := os.ReadFile(edited)
@@ -74,6 +77,9 @@ func (s *shop) tour(ctx context.Context) error {
 		if err != nil {
 			fmt.Fprintf(s.out, "     why: %v\n", err)
 		}
+	}
+	if err := s.withoutAccessPolicy(); err != nil {
+		failures = append(failures, err.Error())
 	}
 	if err := replaceFile(edited, before); err != nil {
 		failures = append(failures, err.Error())
@@ -165,6 +171,9 @@ func (s *shop) retries(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := s.fail(ctx, "payment-service-v1-1", 0); err != nil {
+		return "", err
+	}
 	observed := fmt.Sprintf("%d/%d failed with retries, %d/%d without", with, n, without, n)
 	switch {
 	case with != 0:
@@ -172,7 +181,7 @@ func (s *shop) retries(ctx context.Context) (string, error) {
 	case without < n/4:
 		return observed, errors.New("it is not seen that the payment is down: the comparison shows nothing")
 	}
-	return observed, s.fail(ctx, "payment-service-v1-1", 0)
+	return observed, nil
 }
 
 // fail tells an instance to fail, and talks to it directly, not through the mesh.
