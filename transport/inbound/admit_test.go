@@ -310,7 +310,7 @@ func (c closer) Close() error { c(); return nil }
 // TestSources: a listener without a usable source refuses handshakes with the
 // reason and says nothing about plaintext, and a source is watched as long as it is used.
 func TestSources(t *testing.T) {
-	static := sure(source.NewStatic(nil))
+	static := &closing{Source: sure(source.NewStatic(nil))}
 	var asked []snapshot.CertificateSource
 	broken := errors.New(`the bootstrap has no "elsewhere"`)
 	e := New(Options{Subscribe: func(string) {}, Log: slog.New(slog.DiscardHandler), Source: func(c snapshot.CertificateSource, _ snapshot.TrustSource) (source.Source, error) {
@@ -359,9 +359,20 @@ func TestSources(t *testing.T) {
 		theirs.Close()
 	}
 	install()
-	if len(e.credentials) != 0 {
-		t.Errorf("holds %d", len(e.credentials))
+	if len(e.credentials) != 0 || static.closed != 1 {
+		t.Errorf("holds %d, closed %d times", len(e.credentials), static.closed)
 	}
+}
+
+// closing is a source that counts how often it is closed.
+type closing struct {
+	source.Source
+	closed int
+}
+
+func (c *closing) Close() error {
+	c.closed++
+	return c.Source.Close()
 }
 
 func remoteAddr() net.Addr { return net.TCPAddrFromAddrPort(remoteAddress) }

@@ -42,6 +42,7 @@ type Conn struct {
 	expires     time.Time // the first end of a certificate in presented
 	checked     atomic.Pointer[check]
 	counted     atomic.Pointer[counted]
+	settled     atomic.Bool // the fields that TLS gives are set
 	closing     atomic.Bool
 	gone        atomic.Bool
 }
@@ -214,6 +215,7 @@ func (c *Conn) secured(state *tls.ConnectionState, by *chain, material *source.M
 	if by.credential.material.Load() == material {
 		c.checked.Store(&check{chain: by, material: material})
 	}
+	c.settled.Store(true)
 }
 
 // closingShare is the last part of a certificate's validity in which its

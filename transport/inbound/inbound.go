@@ -40,8 +40,8 @@ type Options struct {
 	// PolicyWait limits how long a request waits for its listener's policy; zero means 15 s.
 	PolicyWait time.Duration
 	// Source returns what a listener proves its identity with and verifies
-	// clients with. The source stays open until the engine is closed; whoever gave it closes it. nil
-	// refuses every listener with TLS.
+	// clients with, which the engine closes when no listener uses it any more.
+	// nil refuses every listener with TLS.
 	Source func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error)
 	// HTTP carries ext_authz over HTTP: its requests go out through the mesh. nil
 	// means that it can not be had, so that what depends on it is refused.
@@ -70,8 +70,9 @@ type Engine struct {
 	closed  chan struct{}
 	once    sync.Once
 
-	conns sync.Map // *net.TCPAddr of LocalAddr to *Conn
-	owned sync.Map // ownKey of a listener to *atomic.Int64: it and its connections
+	conns  sync.Map // *net.TCPAddr of LocalAddr to *Conn
+	sweeps atomic.Int64
+	owned  sync.Map // ownKey of a listener to *atomic.Int64: it and its connections
 
 	keys *keyRing
 
@@ -143,6 +144,7 @@ func (e *Engine) Install(s *snapshot.Snapshot) {
 	done := e.unused(listeners)
 	e.mu.Unlock()
 	done()
+	e.sweepSoon()
 }
 
 // unused forgets what no listener uses any more, and returns what ends it. e.mu

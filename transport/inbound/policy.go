@@ -162,7 +162,7 @@ func (e *Engine) credential(s *snapshot.ServerTLS) *credential {
 	}
 	c.load()
 	e.credentials[key] = c
-	go c.watch()
+	go c.watch(e.sweepSoon)
 	return c
 }
 
@@ -177,12 +177,15 @@ func (c *credential) load() <-chan struct{} {
 	return changed
 }
 
-func (c *credential) watch() {
+// watch keeps what the source has in force at hand, and says when it is another.
+func (c *credential) watch(another func()) {
 	defer close(c.done)
 	for {
 		changed := c.load()
 		select {
 		case <-changed:
+			c.load()
+			another()
 		case <-c.stop:
 			return
 		}

@@ -39,15 +39,16 @@ func (v variables) holds(document []byte) bool {
 
 // channelResolver returns the resolver of "xds" for one channel: a new one that
 // goes by the document, or gRPC's own where that does, or where there is no document.
-func channelResolver(document []byte) resolver.Builder {
+// settled is called when an update of policy is in force.
+func channelResolver(document []byte, settled func()) resolver.Builder {
 	if document == nil || environment.holds(document) {
-		return settlingResolver{resolver.Get("xds")}
+		return settlingResolver{resolver.Get("xds"), settled}
 	}
 	b, err := xds.NewXDSResolverWithConfigForTesting(document)
 	if err != nil {
 		return brokenResolver{err}
 	}
-	return settlingResolver{b}
+	return settlingResolver{b, settled}
 }
 
 // brokenResolver fails the channel's calls with the reason why there is no resolver.

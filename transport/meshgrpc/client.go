@@ -76,18 +76,22 @@ type ClientOptions struct {
 // made once more when it comes, and the interceptors behind these see that.
 //
 // Where policy asks for TLS, the server's certificate is held to the rules for
-// X509-SVIDs as over HTTP, beyond what gRPC verifies by itself.
+// X509-SVIDs as over HTTP, beyond what gRPC verifies by itself. When policy begins
+// to ask for TLS, or ceases to, connections of the other kind are replaced, each
+// when its RPCs have ended.
 //
 // Channels of a process with a control plane never become idle, where gRPC's
 // default is 30 minutes without a call. An idle channel forgets its policy, and
 // the next call would need the control plane; so they keep the last policy
 // instead, and their connections.
 func DialOptions(o ClientOptions) []grpc.DialOption {
-	options := []grpc.DialOption{grpc.WithResolvers(channelResolver(o.Bootstrap))}
+	connections := newFollowing()
+	options := []grpc.DialOption{grpc.WithResolvers(channelResolver(o.Bootstrap, connections.changed))}
 	if o.Bootstrap != nil || environment.isSet() {
 		options = append(options, grpc.WithIdleTimeout(0))
 	}
-	options = append(options, grpc.WithTransportCredentials(transportCredentials(o.Credentials, bootstrapProviders(o.Bootstrap))))
+	options = append(options, grpc.WithTransportCredentials(
+		&followingCredentials{transportCredentials(o.Credentials, bootstrapProviders(o.Bootstrap)), connections}))
 
 	// Telemetry comes first, so that it measures what the rest does.
 	if o.MeterProvider != nil {
@@ -114,7 +118,7 @@ func transportCredentials(fallback credentials.TransportCredentials, providers f
 	if fallback == nil {
 		fallback = insecure.NewCredentials()
 	}
-	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: fallbackCredentials{fallback}})
+	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: fallbackCredentials{kindCredentials{fallback}}})
 	if err != nil {
 		panic(err) // only for want of a fallback
 	}

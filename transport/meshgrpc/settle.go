@@ -44,18 +44,22 @@ type settling struct {
 type settlingKey struct{}
 
 // settlingResolver makes resolvers whose channels use the settling balancer.
-type settlingResolver struct{ resolver.Builder }
+type settlingResolver struct {
+	resolver.Builder
+	settled func() // called when an update is in force
+}
 
 func (b settlingResolver) Build(target resolver.Target, cc resolver.ClientConn, o resolver.BuildOptions) (resolver.Resolver, error) {
-	return b.Builder.Build(target, &settlingChannel{ClientConn: cc, shared: new(settling)}, o)
+	return b.Builder.Build(target, &settlingChannel{ClientConn: cc, shared: new(settling), settled: b.settled}, o)
 }
 
 // settlingChannel is the channel as gRPC's resolver sees it. Its methods are not called concurrently.
 type settlingChannel struct {
 	resolver.ClientConn
-	shared *settling
-	empty  *serviceconfig.ParseResult // the empty service config that came last
-	failed bool                       // an update with the empty service config waits for its reason
+	shared  *settling
+	settled func()                     // may be nil
+	empty   *serviceconfig.ParseResult // the empty service config that came last
+	failed  bool                       // an update with the empty service config waits for its reason
 }
 
 // ParseServiceConfig names the settling balancer where the resolver names gRPC's.
@@ -98,6 +102,9 @@ func (c *settlingChannel) update(s resolver.State) error {
 		if b := c.shared.balancer.Load(); b != nil {
 			b.refresh()
 		}
+	}
+	if c.settled != nil {
+		c.settled()
 	}
 	return err
 }
