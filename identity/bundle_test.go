@@ -26,6 +26,7 @@ func TestBundleDocuments(t *testing.T) {
 		"": {roots: 2}, "_empty_keys": {}, "_invalid_json": {err: "trust bundle map"}, "_invalid_key": {err: `trust_domains["example.com"]: SPIFFE bundle: keys[0].x5c[0]`},
 		"_invalid_x5c": {err: "keys[0].x5c[0]"}, "_missing_use": {}, "_missing_x5c": {err: "missing or empty"}, "_zero_domains": {},
 	}
+	tally := conformance.Deciding(t, "spiffe/bundles")
 	files, err := filepath.Glob(filepath.Join(conformance.Dir(t), "spiffe", "bundles", "*.json"))
 	if err != nil || len(files) != len(single)+len(maps) {
 		t.Fatalf("%d documents, %d are known: %v", len(files), len(single)+len(maps), err)
@@ -34,24 +35,30 @@ func TestBundleDocuments(t *testing.T) {
 		b, err := ParseBundle(conformanceFile(t, "bundles/go-spiffe_spiffebundle_"+name+".json"))
 		if w.err != "" {
 			if err == nil || !strings.Contains(err.Error(), w.err) {
-				t.Errorf("%s: %v, want %q", name, err, w.err)
+				tally.Fail(t, "%s: %v, want %q", name, err, w.err)
+				continue
 			}
+			tally.Pass()
 			continue
 		}
 		if err != nil || len(b.Roots()) != w.roots || len(b.JWTKeys()) != w.jwt {
-			t.Errorf("%s: %+v, %v; want %+v", name, b, err, w)
+			tally.Fail(t, "%s: %+v, %v; want %+v", name, b, err, w)
 			continue
 		}
 		if name == "valid_2" && (b.RefreshHint != time.Minute || b.Sequence != 1) {
-			t.Errorf("%s: hint %v, sequence %d", name, b.RefreshHint, b.Sequence)
+			tally.Fail(t, "%s: hint %v, sequence %d", name, b.RefreshHint, b.Sequence)
+			continue
 		}
+		tally.Pass()
 	}
 	for name, w := range maps {
 		set, err := ParseBundleMap(conformanceFile(t, "bundles/envoy_trust_bundles"+name+".json"))
 		if w.err != "" {
 			if err == nil || !strings.Contains(err.Error(), w.err) {
-				t.Errorf("map%s: %v, want %q", name, err, w.err)
+				tally.Fail(t, "map%s: %v, want %q", name, err, w.err)
+				continue
 			}
+			tally.Pass()
 			continue
 		}
 		roots := 0
@@ -59,9 +66,12 @@ func TestBundleDocuments(t *testing.T) {
 			roots += len(b.Roots())
 		}
 		if err != nil || roots != w.roots {
-			t.Errorf("map%s: %d roots, %v; want %+v", name, roots, err, w)
+			tally.Fail(t, "map%s: %d roots, %v; want %+v", name, roots, err, w)
+			continue
 		}
+		tally.Pass()
 	}
+	tally.Check(t, "spiffe/bundles", len(files), 0)
 }
 
 func TestBundleRules(t *testing.T) {

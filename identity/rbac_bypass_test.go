@@ -27,7 +27,7 @@ type bypass struct {
 func TestBypasses(t *testing.T) {
 	for name, attempts := range map[string][]bypass{
 		"path": pathBypasses(t), "host": hostBypasses(t), "headers": headerBypasses(t), "spoofing": spoofingBypasses(t),
-		"principal": principalBypasses(t), "dropped rule": droppedRuleBypasses(t),
+		"principal": principalBypasses(t), "dropped rule": droppedRuleBypasses(t), "JWT": tokenBypasses(t), "SAN": nameBypasses(t),
 	} {
 		passed, caught := 0, 0
 		for _, b := range attempts {

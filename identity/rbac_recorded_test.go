@@ -2,6 +2,7 @@ package identity
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -75,8 +76,8 @@ func TestRecordedEnvoyRBACEngine(t *testing.T) {
 		}
 	}
 	conformance.Load(t, "envoy-facts/rbac_engine.json", &file)
-	var tally conformance.Tally
-	for _, c := range file.Cases {
+	tally := conformance.Recorded(t, "envoy-facts/rbac_engine.json")
+	for i, c := range file.Cases {
 		var config rbacv3.RBAC
 		if err := unmarshalProto(c.Config, &config); err != nil {
 			t.Fatal(err)
@@ -91,7 +92,7 @@ func TestRecordedEnvoyRBACEngine(t *testing.T) {
 			continue
 		}
 		if err != nil && strings.Contains(err.Error(), "condition is not supported") {
-			tally.SetAside("a rule with a CEL condition is refused")
+			tally.Differs(t, fmt.Sprintf("%s [%d]", c.Test, i))
 			continue
 		}
 		if err != nil {
@@ -118,9 +119,9 @@ func TestRecordedEnvoyRBACMatchers(t *testing.T) {
 		}
 	}
 	conformance.Load(t, "envoy-facts/rbac_matchers.json", &file)
-	var tally conformance.Tally
-	for _, c := range file.Cases {
-		condition, aside, err := recordedMatcher(c.Kind, c.Config)
+	tally := conformance.Recorded(t, "envoy-facts/rbac_matchers.json")
+	for i, c := range file.Cases {
+		condition, differs, err := recordedMatcher(c.Kind, c.Config)
 		r := c.Input.request()
 		if strings.Contains(string(c.Config), "ConnectionRemote") || strings.Contains(string(c.Config), "source_ip") {
 			// There is no proxy protocol: the connection's address is the peer's.
@@ -129,19 +130,19 @@ func TestRecordedEnvoyRBACMatchers(t *testing.T) {
 		tls := c.Input.Connection.TLS
 		switch {
 		case strings.Contains(string(c.Config), "filter_state"), c.Kind == "FilterStateMatcher":
-			aside = "a condition on filter state is refused"
+			differs = true
 		case strings.Contains(string(c.Config), "ROUTE"):
-			aside = "a condition on a route's metadata is refused"
-		case c.Test == "MetadataMatcher.NestedMetadata":
-			aside = "the recorded input lacks the nested value"
+			differs = true
+		case c.Test == "MetadataMatcher.NestedMetadata": // the recorded input lacks the nested value
+			differs = true
 		case strings.Contains(r.Path, "#"):
-			aside = "a path with a fragment is refused before any rule"
+			differs = true
 		case c.Expect == true && tls != nil && len(tls.URI) == 0 || strings.HasPrefix(c.Test, "AuthenticatedMatcher.dns"):
-			aside = "only a SPIFFE ID names a peer, not a DNS name or subject"
+			differs = true
 		}
 		switch {
-		case aside != "":
-			tally.SetAside(aside)
+		case differs:
+			tally.Differs(t, fmt.Sprintf("%s [%d]", c.Test, i))
 			continue
 		case c.Expect == "config_rejected":
 			if err == nil {
@@ -160,7 +161,8 @@ func TestRecordedEnvoyRBACMatchers(t *testing.T) {
 	tally.Check(t, "rbac_matchers", len(file.Cases)-13, 13)
 }
 
-func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside string, err error) {
+// recordedMatcher reads a matcher; differs where there is no such condition.
+func recordedMatcher(kind string, config json.RawMessage) (c Condition, differs bool, err error) {
 	permission := func(raw json.RawMessage) (Condition, error) {
 		var m rbacv3.Permission
 		if err := unmarshalProto(raw, &m); err != nil {
@@ -189,7 +191,7 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 	case "HeaderMatcher":
 		var m routev3.HeaderMatcher
 		if err := unmarshalProto(config, &m); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		c, err = protoHeader(&m)
 	case "IPMatcher":
@@ -198,7 +200,7 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 			Address string
 		}
 		if err := json.Unmarshal(config, &m); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		field := map[string]string{"ConnectionRemote": "source_ip", "DownstreamDirectRemote": "direct_remote_ip", "DownstreamRemote": "remote_ip"}[m.Address]
 		var several struct{ Ranges []json.RawMessage }
@@ -206,7 +208,7 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 			m.CIDR = config
 		}
 		if err := json.Unmarshal(m.CIDR, &several); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		if several.Ranges == nil {
 			several.Ranges = []json.RawMessage{m.CIDR}
@@ -218,7 +220,7 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 	case "Principal":
 		c, err = principal(config)
 		if strings.Contains(string(config), "mtls_authenticated") {
-			return c, "", nil // refused: there is no such condition, and none that never holds stands in for it
+			return c, false, nil // refused: there is no such condition, and none that never holds stands in for it
 		}
 	case "Permission", "PortMatcher":
 		c, err = permission(config)
@@ -227,33 +229,33 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 	case "AuthenticatedMatcher":
 		c, err = principal(wrap("authenticated"))
 	case "MtlsAuthenticatedMatcher":
-		return c, "the extension mtls_authenticated is refused", nil
+		return c, true, nil
 	case "MetadataMatcher":
 		var m struct {
 			Matcher json.RawMessage `json:"metadata_matcher"`
 		}
 		if err := json.Unmarshal(config, &m); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		config = m.Matcher
 		c, err = permission(wrap("metadata"))
 	case "PolicyMatcher":
 		var m rbacv3.Policy
 		if err := unmarshalProto(config, &m); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		var permissions, principals Condition
 		if permissions, err = protoCombined(m.GetPermissions(), protoPermission, AnyOf); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		if principals, err = protoCombined(m.GetPrincipals(), protoPrincipal, AnyOf); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		c, err = AllOf(permissions, principals)
 	case "RequestedServerNameMatcher":
 		var m matcherv3.StringMatcher
 		if err := unmarshalProto(config, &m); err != nil {
-			return c, "", err
+			return c, false, err
 		}
 		var text routing.StringMatch
 		text, err = protoText(&m)
@@ -262,9 +264,9 @@ func recordedMatcher(kind string, config json.RawMessage) (c Condition, aside st
 		c, err = permission(wrap("url_path"))
 	case "FilterStateMatcher":
 	default:
-		aside = "the matcher " + kind + " is not known"
+		err = fmt.Errorf("the matcher %s is not known", kind)
 	}
-	return c, aside, err
+	return c, differs, err
 }
 
 func TestRecordedGRPCRBAC(t *testing.T) {
@@ -297,7 +299,7 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 			Contains string   `json:"principal_name_contains"`
 			Match    bool
 		} `json:"identity_precedence"`
-		Nested   []any `json:"nested_header_rejected"`
+		Nested   []struct{ Name string } `json:"nested_header_rejected"`
 		EndToEnd []struct {
 			Name     string
 			Filter   struct{ Rules json.RawMessage }
@@ -308,7 +310,7 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 		} `json:"http_filter_end_to_end"`
 	}
 	conformance.Load(t, "grpc-facts/rbac.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Recorded(t, "grpc-facts/rbac.json")
 	parse := func(c chain) (sets []*RuleSet, err error) {
 		for _, raw := range c {
 			var config rbacv3.RBAC
@@ -343,7 +345,7 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 				r.Principal = q.Request.Certificate.URI[0]
 			}
 			if c.Name == "default-matching-no-credentials" && q.Request.Certificate == nil {
-				tally.SetAside("a peer without a certificate has no principal, not even an empty one")
+				tally.Differs(t, c.Name)
 				continue
 			}
 			if got := a.Decide(r); got.Allowed != q.Allow {
@@ -356,11 +358,11 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 	for _, c := range file.Validation {
 		raw, _ := json.Marshal(c.Chain)
 		if strings.Contains(string(raw), "auditLogger") && !c.Valid {
-			tally.SetAside("audit loggers are gRPC's own, which every other data plane may leave unread")
+			tally.RunIn(t, "internal/xds/compile", "TestConformanceGRPCRBAC") // who reads the filter refuses loggers
 			continue
 		}
 		if c.Name == "LogAction" {
-			tally.SetAside("LOG is Envoy's and Istio's AUDIT: gRPC knows no such action")
+			tally.Differs(t, c.Name)
 			continue
 		}
 		if _, err := parse(c.Chain); (err == nil) != c.Valid {
@@ -371,7 +373,7 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 	}
 	for _, c := range file.Precedence {
 		if len(c.URI) == 0 {
-			tally.SetAside("only a SPIFFE ID names a peer, not a DNS name or subject")
+			tally.Differs(t, c.Name)
 			continue
 		}
 		condition := PrincipalMatches(routing.Contains(c.Contains, false))
@@ -381,8 +383,8 @@ func TestRecordedGRPCRBAC(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	for range file.Nested {
-		tally.SetAside("gRPC refuses conditions on :scheme and grpc-* headers, Envoy takes them; so do we")
+	for _, c := range file.Nested {
+		tally.Differs(t, c.Name)
 	}
 	for _, c := range file.EndToEnd {
 		var sets []*RuleSet

@@ -383,7 +383,7 @@ func TestRecordedEnvoyLocalRateLimit(t *testing.T) {
 		} `json:"http_filter"`
 	}
 	conformance.Load(t, "envoy-facts/local_ratelimit.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Recorded(t, "envoy-facts/local_ratelimit.json")
 	duration := func(s string) time.Duration {
 		d, err := time.ParseDuration(s)
 		if err != nil {

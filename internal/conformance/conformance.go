@@ -42,6 +42,12 @@ func Load(t testing.TB, name string, v any) {
 type Tally struct {
 	Passed, Failed int
 	Aside          map[string]int
+
+	// Of a tally that Recorded or Deciding made:
+	named    map[string]string // the cases that may differ, with the reason
+	differed map[string]bool
+	deciding bool
+	unnamed  int // cases set aside without a name
 }
 
 // Pass counts a case that behaves as recorded.
@@ -56,6 +62,11 @@ func (c *Tally) Fail(t testing.TB, format string, args ...any) {
 
 // SetAside counts a case that is not run, for the reason.
 func (c *Tally) SetAside(reason string) {
+	c.unnamed++
+	c.setAside(reason)
+}
+
+func (c *Tally) setAside(reason string) {
 	if c.Aside == nil {
 		c.Aside = make(map[string]int)
 	}
@@ -76,6 +87,12 @@ func (c *Tally) Check(t testing.TB, name string, passed, aside int) {
 	sort.Strings(reasons)
 	for _, reason := range reasons {
 		t.Logf("  set aside %3d: %s", c.Aside[reason], reason)
+	}
+	for _, stale := range c.stale() {
+		t.Errorf("%s: docs/decisions.md names %q, which does not differ", name, stale)
+	}
+	if c.named != nil && c.unnamed > 0 {
+		t.Errorf("%s: %d cases are set aside without a name", name, c.unnamed)
 	}
 	if c.Passed != passed || n != aside {
 		t.Errorf("%s: %d passed and %d set aside, want %d and %d", name, c.Passed, n, passed, aside)

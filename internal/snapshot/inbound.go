@@ -32,6 +32,10 @@ type Inbound struct {
 type FilterChain struct {
 	// Socket says how TLS is terminated; nil in Inbound.Plain.
 	Socket *ServerTLS
+	// TrustedHops is how many proxies in front of the process are believed when they say
+	// in X-Forwarded-For whom they were called by; 0 takes the connection's other end
+	// for the caller.
+	TrustedHops int
 	// Paths says how a request's path is normalised before anything looks at it, the handler included.
 	Paths identity.PathOptions
 	// External is asked where Authorizer.Custom says so; nil where it never does.

@@ -27,7 +27,7 @@ func TestRecordedIstioPathsOverHTTP(t *testing.T) {
 	}), nil)
 	k := &talker{t: t, address: h.address}
 	defer k.close()
-	var tally conformance.Tally
+	tally := conformance.Recorded(t, "istio/path_normalization.json")
 	for _, c := range file.Cases {
 		h.install(plain(&snapshot.FilterChain{Paths: must(identity.NamedPathOptions(c.Normalization))}))
 		path, _, _ := strings.Cut(c.In, "#") // the recorded client does not send the fragment
@@ -62,10 +62,10 @@ func TestRecordedAdvisoriesOverHTTP(t *testing.T) {
 	}
 	conformance.Load(t, "istio/security_advisories.json", &file)
 	leak.Check(t)
+	tally := conformance.Recorded(t, "istio/security_advisories.json")
 	h := newHouse(t, nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), nil)
 	k := &talker{t: t, address: h.address}
 	defer k.close()
-	var tally conformance.Tally
 	for _, adv := range file.Advisories {
 		for _, c := range adv.Cases {
 			var expect string
@@ -84,7 +84,7 @@ func TestRecordedAdvisoriesOverHTTP(t *testing.T) {
 					conditions = append(conditions, must(identity.HeaderIs(routing.HeaderMatch{Name: routing.NewHeaderName(":authority"), String: routing.Exact(name, true)})))
 				}
 			default:
-				tally.SetAside("not about a path or a host that is denied: in package identity")
+				tally.RunIn(t, "xdsserver/translate", "TestIstioAdvisories") // not about a path or a host that is denied
 				continue
 			}
 			deny := authorizer(t, ruled(t, identity.Deny, rule("r", ptr(must(identity.AnyOf(conditions...))), nil)))

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	mesh "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 	selectors "istio.io/api/type/v1beta1"
 )
@@ -35,6 +36,7 @@ var accessKinds = func() map[string]func() any {
 		meshConfigKind:             func() any { return new(mesh.MeshConfig) },
 		"Server":                   func() any { return new(ServerSpec) },
 		"HTTPLocalRateLimitPolicy": func() any { return new(RateLimitSpec) },
+		envoyFilterKind:            func() any { return new(networking.EnvoyFilter) },
 	}
 	for kind, newSpec := range newAccessSpec {
 		out[kind] = func() any { return newSpec() }
@@ -147,15 +149,18 @@ func (d *decoder) hollowAccess() {
 	}
 }
 
+// An error in these fields leaves open which namespace, or which workloads, an access
+// object is about.
+var (
+	namespaceFields = regexp.MustCompile(`^metadata(\.namespace)?$`)
+	selectorFields  = regexp.MustCompile(`^spec($|\.(selector|podSelector|workloadSelector)($|[.\[]))`)
+)
+
 // brokenObject says what an object that is refused may have been meant to select.
 func brokenObject(o *Object) Broken {
 	b := Broken{At: o.At, Object: o.Ref(), Namespace: o.Namespace, Reason: "is refused"}
-	wrong := func(fields ...string) bool {
-		return slices.ContainsFunc(o.problems, func(p Problem) bool {
-			return p.Severity == Error && slices.ContainsFunc(fields, func(f string) bool {
-				return p.Field == f || strings.HasSuffix(strings.ToLower(f), "selector") && (strings.HasPrefix(p.Field, f+".") || strings.HasPrefix(p.Field, f+"["))
-			})
-		})
+	wrong := func(in *regexp.Regexp) bool {
+		return slices.ContainsFunc(o.problems, func(p Problem) bool { return p.Severity == Error && in.MatchString(p.Field) })
 	}
 	for _, p := range o.problems {
 		if p.Severity == Error {
@@ -165,10 +170,10 @@ func brokenObject(o *Object) Broken {
 	}
 	// MeshConfig is for all, wherever a mistake has put it.
 	_, forAll := o.Spec.(*mesh.MeshConfig)
-	if forAll || wrong("metadata", "metadata.namespace") || b.Namespace == RootNamespace {
+	if forAll || wrong(namespaceFields) || b.Namespace == RootNamespace {
 		b.Namespace = ""
 	}
-	if wrong("spec", "spec.selector", "spec.podSelector") {
+	if wrong(selectorFields) {
 		return b
 	}
 	// A target beside a selector is an error of the spec.
@@ -183,12 +188,14 @@ func selectedLabels(spec any) map[string]string {
 		return spec.GetSelector().GetMatchLabels()
 	case *ServerSpec:
 		return spec.PodSelector.MatchLabels
+	case *networking.EnvoyFilter:
+		return spec.GetWorkloadSelector().GetLabels()
 	}
 	return nil
 }
 
 var (
-	accessWords   = regexp.MustCompile(`security\.istio\.io|access\.smi-spec\.io|policy\.linkerd\.io|\b(?:PeerAuthentication|AuthorizationPolicy|RequestAuthentication)\b`)
+	accessWords   = regexp.MustCompile(`security\.istio\.io|access\.smi-spec\.io|policy\.linkerd\.io|\b(?:PeerAuthentication|AuthorizationPolicy|RequestAuthentication|EnvoyFilter)\b`)
 	meshWords     = regexp.MustCompile(`(?s)\bConfigMap\b.*\b` + RootNamespace + `\b|\b` + RootNamespace + `\b.*\bConfigMap\b`)
 	apiVersionKey = regexp.MustCompile(`apiVersion["']?\s*:`)
 	namespaceKey  = regexp.MustCompile(`\bnamespace["']?\s*:`)
@@ -246,6 +253,9 @@ func (b *build) claimAccess(files []*File) {
 			b.say(Notice, all[0], "", "the version accepted before stays in force")
 		default:
 			for _, o := range all {
+				if !inward(o.Spec) {
+					continue
+				}
 				lost := brokenObject(o)
 				if !o.bad {
 					lost.Reason = fmt.Sprintf("%s: %s: is given twice with different content", o.At, ref)

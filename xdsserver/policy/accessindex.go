@@ -21,37 +21,36 @@ type accessIndex struct {
 	requests map[string][]*RequestAuthentication
 	servers  map[string][]*Server
 	limits   map[string][]*RateLimitPolicy
+	filters  map[string][]*portLimits
 }
 
 func newAccessIndex(s *Set) accessIndex {
-	x := accessIndex{
-		peers: make(map[string][]*PeerAuthentication), dryPeers: make(map[string][]*PeerAuthentication), authz: make(map[string][]*AuthorizationPolicy),
-		requests: make(map[string][]*RequestAuthentication), servers: make(map[string][]*Server),
-		limits: make(map[string][]*RateLimitPolicy),
-	}
+	var inForce, dry []*PeerAuthentication
 	for _, p := range s.PeerAuthentications {
 		if p.DryRun() {
-			x.dryPeers[p.Namespace] = append(x.dryPeers[p.Namespace], p)
+			dry = append(dry, p)
 		} else {
-			x.peers[p.Namespace] = append(x.peers[p.Namespace], p)
+			inForce = append(inForce, p)
 		}
 	}
-	for ns, inForce := range x.peers {
-		x.dryPeers[ns] = append(x.dryPeers[ns], inForce...)
+	filters := make(map[string][]*portLimits)
+	for _, p := range s.EnvoyFilters {
+		filters[p.Namespace] = append(filters[p.Namespace], newPortLimits(p))
 	}
-	for _, p := range s.AuthorizationPolicies {
-		x.authz[p.Namespace] = append(x.authz[p.Namespace], p)
+	return accessIndex{
+		peers: byNamespace(inForce), dryPeers: byNamespace(append(dry, inForce...)),
+		authz: byNamespace(s.AuthorizationPolicies), requests: byNamespace(s.RequestAuthentications),
+		servers: byNamespace(s.Servers), limits: byNamespace(s.RateLimits), filters: filters,
 	}
-	for _, p := range s.RequestAuthentications {
-		x.requests[p.Namespace] = append(x.requests[p.Namespace], p)
+}
+
+func byNamespace[T interface{ Ref() Ref }](list []T) map[string][]T {
+	out := make(map[string][]T)
+	for _, o := range list {
+		ns := o.Ref().Namespace
+		out[ns] = append(out[ns], o)
 	}
-	for _, p := range s.Servers {
-		x.servers[p.Namespace] = append(x.servers[p.Namespace], p)
-	}
-	for _, p := range s.RateLimits {
-		x.limits[p.Namespace] = append(x.limits[p.Namespace], p)
-	}
-	return x
+	return out
 }
 
 // selectsAll reports whether a selector selects every workload of its scope: one
@@ -196,44 +195,4 @@ func (s *Set) RequestAuthenticationsFor(labels map[string]string, namespace stri
 	}
 	slices.SortStableFunc(out, func(a, b JWTRule) int { return strings.Compare(a.Rule.GetIssuer(), b.Rule.GetIssuer()) })
 	return out
-}
-
-// relateAccess warns of policies that are valid, but never decide.
-func (b *build) relateAccess(set *Set) {
-	type scope struct {
-		namespace, selector string
-		dryRun              bool
-	}
-	first := make(map[scope]*PeerAuthentication)
-	for _, p := range set.PeerAuthentications {
-		o := b.good[p.Ref()]
-		labels := p.Spec.GetSelector().GetMatchLabels()
-		if p.Namespace == RootNamespace && len(labels) > 0 {
-			b.say(Warning, o, "spec.selector", "has no effect: a PeerAuthentication of namespace %s takes no selector", RootNamespace)
-			continue
-		}
-		at := scope{namespace: p.Namespace, dryRun: p.DryRun()}
-		for _, k := range sortedKeys(labels) {
-			at.selector += k + "=" + labels[k] + ","
-		}
-		if older := first[at]; older != nil {
-			b.say(Warning, o, "spec", "has no effect: %s (%s) is older, or first by name, and decides", older.Ref(), older.At)
-			continue
-		}
-		first[at] = p
-		if p.DryRun() {
-			b.dryRun(p.Ref())
-		}
-	}
-	for _, p := range set.AuthorizationPolicies {
-		if p.DryRun() {
-			b.dryRun(p.Ref())
-		}
-	}
-	b.relateRateLimits(set)
-	b.relateAuthorizers(set)
-}
-
-func (b *build) dryRun(ref Ref) {
-	b.say(Notice, b.good[ref], "metadata.annotations["+dryRunAnnotation+"]", "is evaluated, but refuses nothing")
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -240,5 +241,76 @@ func TestAccessWarnings(t *testing.T) {
 		"e.yaml:3: AuthorizationPolicy prod/d: metadata.annotations[istio.io/dry-run]: notice: is evaluated, but refuses nothing")
 	if mode, by := r.Set.PeerAuthenticationFor(map[string]string{"app": "pay"}, "prod", 1); mode != strict || by.Name != "z" {
 		t.Errorf("%v by %v, want STRICT by the older one", mode, by)
+	}
+}
+
+// TestStrictWithoutLabel: who takes only mutual TLS must say so, or callers speak plaintext to it.
+func TestStrictWithoutLabel(t *testing.T) {
+	entry := func(name, labels string) string {
+		return "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: " + name + ", namespace: prod}\nspec: {address: 10.0.0.1, labels: {" + labels + "}}\n---\n"
+	}
+	const labelled = ", security.istio.io/tlsMode: istio"
+	mesh := map[string]string{
+		"a.yaml": strings.Replace(kubeService("pay"), "name: pay", "name: pay, namespace: prod", 1),
+		"b.yaml": entry("one", "app: pay") + entry("two", "app: pay"+labelled) + entry("other", "app: web"),
+	}
+	const text = "callers in the mesh send plaintext, which STRICT refuses, to workloads without the label security.istio.io/tlsMode=istio: "
+	for _, tt := range []struct {
+		name, policy string
+		more         map[string]string
+		want         string // "" for no warning
+	}{
+		{"strict", peers("p", "prod", "", "STRICT"), nil, "p.yaml:4: PeerAuthentication prod/p: spec.mtls.mode: warning: " + text + "prod/one"},
+		{"strict for the workload", peers("p", "prod", "pay", "STRICT"), nil, "p.yaml:4: PeerAuthentication prod/p: spec.mtls.mode: warning: " + text + "prod/one"},
+		{"strict for the mesh", peers("p", RootNamespace, "", "STRICT"), nil, "p.yaml:4: PeerAuthentication istio-system/p: spec.mtls.mode: warning: " + text + "prod/one"},
+		{"strict at a port", strings.Replace(peers("p", "prod", "pay", "DISABLE"), "spec: {", "spec: {portLevelMtls: {80: {mode: STRICT}}, ", 1), nil,
+			"p.yaml:4: PeerAuthentication prod/p: spec.portLevelMtls: warning: " + text + "prod/one"},
+		{"strict at another port", strings.Replace(peers("p", "prod", "pay", "DISABLE"), "spec: {", "spec: {portLevelMtls: {81: {mode: STRICT}}, ", 1), nil, ""},
+		{"for a workload that nobody calls", peers("p", "prod", "web", "STRICT"), nil, ""},
+		{"permissive", peers("p", "prod", "", "PERMISSIVE"), nil, ""},
+		{"elsewhere", peers("p", "default", "", "STRICT"), nil, ""},
+		{"a dry run", strings.Replace(peers("p", "prod", "", "STRICT"), "name: p", "name: p, annotations: {istio.io/dry-run: 'true'}", 1), nil, ""},
+		{"a rule that says how to call", peers("p", "prod", "", "STRICT"),
+			map[string]string{"c.yaml": "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r, namespace: prod}\nspec: {host: pay, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n"}, ""},
+		{"a rule that says it of another port", peers("p", "prod", "", "STRICT"),
+			map[string]string{"c.yaml": "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r, namespace: prod}\nspec: {host: pay, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: ROUND_ROBIN}}]}}\n"},
+			"p.yaml:4: PeerAuthentication prod/p: spec.mtls.mode: warning: " + text + "prod/one"},
+		{"many workloads", peers("p", "prod", "", "STRICT"),
+			map[string]string{"c.yaml": entry("w3", "app: pay") + entry("w4", "app: pay") + entry("w5", "app: pay")},
+			"p.yaml:4: PeerAuthentication prod/p: spec.mtls.mode: warning: " + text + "prod/one, prod/w3, prod/w4 and 1 more"},
+		{"an endpoint of a ServiceEntry", peers("p", "prod", "", "STRICT"), map[string]string{"b.yaml": "# none\n",
+			"c.yaml": "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: prod}\nspec: {hosts: [e.mesh], location: MESH_INTERNAL, resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.7}]}\n"},
+			"p.yaml:4: PeerAuthentication prod/p: spec.mtls.mode: warning: " + text + "10.0.0.7 of e.mesh"},
+		{"an endpoint outside the mesh", peers("p", "prod", "", "STRICT"), map[string]string{"b.yaml": "# none\n",
+			"c.yaml": "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: prod}\nspec: {hosts: [e.mesh], location: MESH_EXTERNAL, resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.7}]}\n"}, ""},
+	} {
+		in := maps.Clone(mesh)
+		in["p.yaml"] = tt.policy
+		maps.Copy(in, tt.more)
+		r := Build(parseAll(in), nil)
+		got := ""
+		for _, p := range r.Problems {
+			switch {
+			case p.Severity == Error:
+				t.Errorf("%s: %s", tt.name, p)
+			case strings.Contains(p.Message, "plaintext"):
+				got += p.String()
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestIssuerWithoutKeys: nobody asks an issuer where its keys are.
+func TestIssuerWithoutKeys(t *testing.T) {
+	const head = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}\nspec:\n  jwtRules:\n  - issuer: good\n    jwksUri: https://a.example/keys\n"
+	r := Build(parseAll(map[string]string{"a.yaml": head + "  - forwardOriginalToken: true\n    issuer: https://issuer.example\n"}), nil)
+	wantTexts(t, r.Problems,
+		"a.yaml:1: RequestAuthentication default/x: notice: restricts access in a way that is not known: every workload of namespace default is not served its inbound listener",
+		"a.yaml:9: RequestAuthentication default/x: spec.jwtRules[1].issuer: has no keys: Istio would fetch the issuer's OpenID Connect discovery document to find them, the mesh does not: give jwksUri")
+	if r := Build(parseAll(map[string]string{"a.yaml": head}), nil); len(r.Problems) > 0 {
+		t.Errorf("%q", texts(r.Problems))
 	}
 }

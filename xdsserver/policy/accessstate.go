@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 // accessStateVersion is raised when an older program could misread the state.
@@ -175,6 +176,8 @@ func (s *storedObject) restore() (*Object, error) {
 func findingsOf(meta Meta, spec any) []Finding {
 	var f findings
 	switch spec := spec.(type) {
+	case *networking.EnvoyFilter:
+		return envoyFilterFindings(meta, spec)
 	case proto.Message:
 		return append(Validate(meta, spec), Unenforced(meta, spec)...)
 	case *ServerSpec:

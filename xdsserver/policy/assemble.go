@@ -39,6 +39,8 @@ func (b *build) assemble() (*Set, []Problem) {
 			set.Servers = append(set.Servers, &Server{o.Meta, spec})
 		case *RateLimitSpec:
 			set.RateLimits = append(set.RateLimits, &RateLimitPolicy{o.Meta, spec})
+		case *networking.EnvoyFilter:
+			set.EnvoyFilters = append(set.EnvoyFilters, &EnvoyFilter{o.Meta, spec})
 		case *mesh.MeshConfig:
 			set.MeshConfig = &MeshConfig{o.Meta, spec}
 		case *KubernetesService:

@@ -81,7 +81,7 @@ func TestConformanceSecurityPolicies(t *testing.T) {
 		RequestAuthentication []suite `json:"request_authentication"`
 	}
 	conformance.Load(t, "istio/security_requests.json", &recorded)
-	var tally conformance.Tally
+	tally := conformance.Recorded(t, "istio/security_requests.json")
 	for _, s := range append(recorded.Authorization, recorded.RequestAuthentication...) {
 		// The keys are served at an address that is known while the tests run.
 		text := strings.ReplaceAll(s.Policies, "@jwks", "https://issuer.example/keys")

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -50,36 +49,33 @@ func (s *Set) ServiceAccountsOf(svc *Service) (accounts []ServiceAccount, all bo
 	return slices.Compact(accounts), all
 }
 
-// WorkloadAt returns the workload of a namespace that listens at an address and port,
-// or nil where none is known to. An address with one workload is that workload's at
-// every port; where several share an address, as on one machine, a port is that of the
-// workload whose own ports or whose services name it. Several at one port that differ
-// in labels or service account are an error which names two of them: nobody knows
-// whose policy applies.
-func (s *Set) WorkloadAt(namespace, address string, port uint32) (*Workload, error) {
+// WorkloadsAt returns the workloads of a namespace that listen at an address and
+// port; none where none is known to. An address with one workload is that
+// workload's at every port; where several share an address, as on one machine, a
+// port is that of the workloads whose own ports or whose services name it. Of
+// those with the same labels and service account one stands for all, so that
+// more than one means that policy may differ by which of them it is.
+func (s *Set) WorkloadsAt(namespace, address string, port uint32) []*Workload {
 	there := s.lookup().byAddress[addressKey(namespace, address)]
-	if len(there) == 0 {
-		return nil, nil
+	if out := distinct(there); len(out) < 2 {
+		return out
 	}
-	first := there[0]
-	same := func(w *Workload) bool {
-		return w.ServiceAccount == first.ServiceAccount && maps.Equal(w.Labels, first.Labels)
-	}
-	if !slices.ContainsFunc(there[1:], func(w *Workload) bool { return !same(w) }) {
-		return first, nil
-	}
-	there = slices.DeleteFunc(slices.Clone(there), func(w *Workload) bool { return !s.listens(w, port) })
-	if len(there) == 0 {
-		return nil, nil
-	}
-	first = there[0]
-	for _, w := range there[1:] {
-		if !same(w) {
-			return nil, fmt.Errorf("%s (%s) and %s (%s) are both at %s port %d and differ in labels or service account",
-				first.Ref(), first.At, w.Ref(), w.At, address, port)
+	return distinct(slices.DeleteFunc(slices.Clone(there), func(w *Workload) bool { return !s.listens(w, port) }))
+}
+
+// distinct returns the workloads that differ in labels or service account, in a new list.
+func distinct(all []*Workload) []*Workload {
+	var out []*Workload
+	for _, w := range all {
+		if !slices.ContainsFunc(out, w.sameIdentity) {
+			out = append(out, w)
 		}
 	}
-	return first, nil
+	return out
+}
+
+func (w *Workload) sameIdentity(other *Workload) bool {
+	return w.ServiceAccount == other.ServiceAccount && maps.Equal(w.Labels, other.Labels)
 }
 
 // listens reports whether the workload's own ports or one of its services name a port.

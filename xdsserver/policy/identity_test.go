@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestWorkloadAt(t *testing.T) {
+func TestWorkloadsAt(t *testing.T) {
 	we := func(name, address, rest string) string {
 		return fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: %s}\nspec: {address: %s, %s}\n---\n", name, address, rest)
 	}
@@ -26,42 +26,40 @@ func TestWorkloadAt(t *testing.T) {
 	for _, tt := range []struct {
 		namespace, address string
 		port               uint32
-		want               string // label app, or service account; "" = none
-		err                string
+		want               string // labels app
 	}{
-		{"default", "10.0.0.1", 1, "alone", ""},
-		{"default", "::ffff:10.0.0.1", 1, "alone", ""},
-		{"prod", "10.0.0.1", 1, "", ""},
-		{"default", "10.0.0.2", 1, "", ""},
-		{"default", "127.0.0.1", 8001, "a", ""},
-		{"default", "127.0.0.1", 8002, "b", ""},
-		{"default", "127.0.0.1", 80, "", ""},
-		{"default", "127.0.0.1", 8003, "c", ""},
-		{"default", "127.0.0.1", 8004, "", "c2 (f.yaml:21) and WorkloadEntry default/d (f.yaml:26) are both at 127.0.0.1 port 8004"},
-		{"default", "127.0.0.1", 8005, "e", ""},
-		{"default", "127.0.0.1", 9, "", ""},
-		{"default", "10.0.0.5", 8005, "", ""},
-		{"default", "0:0:0:0:0:0:0:1", 8005, "six", ""},
+		{"default", "10.0.0.1", 1, "alone"},
+		{"default", "::ffff:10.0.0.1", 1, "alone"},
+		{"prod", "10.0.0.1", 1, ""},
+		{"default", "10.0.0.2", 1, ""},
+		{"default", "127.0.0.1", 8001, "a"},
+		{"default", "127.0.0.1", 8002, "b"},
+		{"default", "127.0.0.1", 80, ""},
+		{"default", "127.0.0.1", 8003, "c"},
+		{"default", "127.0.0.1", 8004, "c d"},
+		{"default", "127.0.0.1", 8005, "e"},
+		{"default", "127.0.0.1", 9, ""},
+		{"default", "10.0.0.5", 8005, ""}, // it has no label
+		{"default", "0:0:0:0:0:0:0:1", 8005, "six"},
 	} {
-		w, err := r.Set.WorkloadAt(tt.namespace, tt.address, tt.port)
-		got := ""
-		if w != nil {
-			got = w.Labels["app"]
+		var apps []string
+		for _, w := range r.Set.WorkloadsAt(tt.namespace, tt.address, tt.port) {
+			apps = append(apps, w.Labels["app"])
 		}
-		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%s %s %d: %q %v, want %q %s", tt.namespace, tt.address, tt.port, got, err, tt.want, tt.err)
+		if got := strings.Join(apps, " "); got != tt.want {
+			t.Errorf("%s %s %d: %q, want %q", tt.namespace, tt.address, tt.port, got, tt.want)
 		}
 	}
-	w, _ := r.Set.WorkloadAt("default", "10.0.0.1", 1)
+	w := r.Set.WorkloadsAt("default", "10.0.0.1", 1)[0]
 	if account, known := w.Account(); !w.TakesMutualTLS() || !known || account.SPIFFEID("td") != "spiffe://td/ns/default/sa/alone" {
 		t.Errorf("%v %v %v", w.TakesMutualTLS(), known, account)
 	}
-	w, _ = r.Set.WorkloadAt("default", "127.0.0.1", 8001)
+	w = r.Set.WorkloadsAt("default", "127.0.0.1", 8001)[0]
 	if _, known := w.Account(); w.TakesMutualTLS() || known {
 		t.Error("takes mutual TLS, or has an account, without saying so")
 	}
-	if w, err := r.Set.WorkloadAt("default", "10.0.0.5", 1); err != nil || w.ServiceAccount != "e" {
-		t.Errorf("%v %v", w, err)
+	if w := r.Set.WorkloadsAt("default", "10.0.0.5", 1); len(w) != 1 || w[0].ServiceAccount != "e" {
+		t.Errorf("%v", w)
 	}
 	accounts, all := r.Set.ServiceAccountsOf(r.Set.ServiceByHost("e.example"))
 	if all || !slices.Equal(accounts, []ServiceAccount{{"default", "e"}}) {

@@ -200,16 +200,7 @@ func (f *findings) server(s *ServerSpec) {
 func (d *decoder) rateLimit(v *value, namespace string) *RateLimitSpec {
 	s := &RateLimitSpec{}
 	rate := func(out *uint32) func(*value, string) {
-		return func(v *value, at string) {
-			given := false
-			d.fields(v, at, map[string]func(*value, string){"requestsPerSecond": func(v *value, at string) {
-				given = true
-				*out = d.rate(v, at)
-			}})
-			if !given {
-				d.errorf(v.line, at+".requestsPerSecond", "required")
-			}
-		}
+		return func(v *value, at string) { *out = d.perSecond(v, at, map[string]func(*value, string){}) }
 	}
 	d.fields(v, "spec", map[string]func(*value, string){
 		"targetRef": func(v *value, at string) {
@@ -229,12 +220,7 @@ func (d *decoder) rateLimit(v *value, namespace string) *RateLimitSpec {
 
 func (d *decoder) override(v *value, at, namespace string) RateLimitOverride {
 	var o RateLimitOverride
-	given := false
-	d.fields(v, at, map[string]func(*value, string){
-		"requestsPerSecond": func(v *value, at string) {
-			given = true
-			o.RequestsPerSecond = d.rate(v, at)
-		},
+	o.RequestsPerSecond = d.perSecond(v, at, map[string]func(*value, string){
 		"clientRefs": func(v *value, at string) {
 			d.list(v, at, func(v *value, at string) {
 				var group, kind string
@@ -252,10 +238,21 @@ func (d *decoder) override(v *value, at, namespace string) RateLimitOverride {
 			})
 		},
 	})
+	return o
+}
+
+// perSecond reads a mapping with requestsPerSecond, and with the fields of readers beside it.
+func (d *decoder) perSecond(v *value, at string, readers map[string]func(v *value, at string)) (n uint32) {
+	given := false
+	readers["requestsPerSecond"] = func(v *value, at string) {
+		given = true
+		n = d.rate(v, at)
+	}
+	d.fields(v, at, readers)
 	if !given {
 		d.errorf(v.line, at+".requestsPerSecond", "required")
 	}
-	return o
+	return n
 }
 
 // rate reads requests per second; 0 stands for what could not be read, or is 0.

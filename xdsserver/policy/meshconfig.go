@@ -74,8 +74,22 @@ func (m *MeshConfig) PathNormalization() mesh.MeshConfig_ProxyPathNormalization_
 	return mesh.MeshConfig_ProxyPathNormalization_BASE
 }
 
+// TrustedProxies is how many proxies in front of each program are believed when they
+// say in X-Forwarded-For whom they were called by
+// (defaultConfig.gatewayTopology.numTrustedProxies). Default 0: the caller is whoever
+// is at the other end of the connection. In Istio the proxies stand in front of the
+// gateway; here every program is the gateway of its own requests. Who reaches a program
+// without passing through them is believed as they are, so nothing else may reach it.
+func (m *MeshConfig) TrustedProxies() uint32 {
+	return m.spec().GetDefaultConfig().GetGatewayTopology().GetNumTrustedProxies()
+}
+
 // AuthorizerAddress returns the service that an external authorizer is, "host:port".
 func (s *Set) AuthorizerAddress(p *mesh.MeshConfig_ExtensionProvider) string {
+	return hostPort(s.authorizerAt(p))
+}
+
+func (s *Set) authorizerAt(p *mesh.MeshConfig_ExtensionProvider) (host string, port uint32) {
 	service, port := p.GetEnvoyExtAuthzHttp().GetService(), p.GetEnvoyExtAuthzHttp().GetPort()
 	if g := p.GetEnvoyExtAuthzGrpc(); g != nil {
 		service, port = g.GetService(), g.GetPort()
@@ -84,7 +98,7 @@ func (s *Set) AuthorizerAddress(p *mesh.MeshConfig_ExtensionProvider) string {
 	if !qualified {
 		namespace, host = RootNamespace, service
 	}
-	return hostPort(s.ResolveHost(host, namespace), port)
+	return s.ResolveHost(host, namespace), port
 }
 
 func hostPort(host string, port uint32) string {
@@ -315,18 +329,12 @@ func (b *build) relateAuthorizers(set *Set) {
 		if a == nil {
 			continue
 		}
-		address := set.AuthorizerAddress(a)
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			continue
-		}
-		n, _ := strconv.ParseUint(port, 10, 32)
-		svc := set.ServiceByHost(host)
-		if svc != nil {
-			if _, ok := svc.PortNumber(uint32(n)); ok {
+		host, port := set.authorizerAt(a)
+		if svc := set.ServiceByHost(host); svc != nil {
+			if _, ok := svc.PortNumber(port); ok {
 				continue
 			}
 		}
-		b.say(Warning, b.good[p.Ref()], "spec.provider.name", "no Service or ServiceEntry has %s, where external authorizer %q is", address, a.GetName())
+		b.say(Warning, b.good[p.Ref()], "spec.provider.name", "no Service or ServiceEntry has %s, where external authorizer %q is", hostPort(host, port), a.GetName())
 	}
 }

@@ -45,6 +45,7 @@ defaultConfig:
   discoveryAddress: istiod.istio-system.svc:15012
   proxyMetadata: {A: b}
   tracing: {zipkin: {address: zipkin:9411}}
+  gatewayTopology: {numTrustedProxies: 2}
 defaultProviders:
   metrics: [prometheus]
 enablePrometheusMerge: true
@@ -56,10 +57,10 @@ pathNormalization: {normalization: MERGE_SLASHES}
 outboundTrafficPolicy: {mode: ALLOW_ANY}
 enableAutoMtls: true` + authorizers)
 	r := Build(parseAll(map[string]string{"f.yaml": in + "---\n" + kubeService("ext") + "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: istio-system}\n"}), nil)
-	wantTexts(t, r.Problems, "f.yaml:48: ConfigMap istio-system/other: notice: v1 ConfigMap has no meaning for the mesh and is left out")
+	wantTexts(t, r.Problems, "f.yaml:49: ConfigMap istio-system/other: notice: v1 ConfigMap has no meaning for the mesh and is left out")
 	m := r.Set.MeshConfig
 	if m.TrustDomain() != "example.org" || !slices.Equal(m.TrustDomainAliases(), []string{"old.example.org"}) || !m.TLS12() ||
-		m.PathNormalization() != mesh.MeshConfig_ProxyPathNormalization_MERGE_SLASHES {
+		m.PathNormalization() != mesh.MeshConfig_ProxyPathNormalization_MERGE_SLASHES || m.TrustedProxies() != 2 {
 		t.Errorf("settings: %v", m.Spec)
 	}
 	for name, want := range map[string]string{"ext-http": "ext.default.svc.cluster.local:8000", "ext-grpc": "ext.other.svc.cluster.local:9000"} {
@@ -72,11 +73,12 @@ enableAutoMtls: true` + authorizers)
 	}
 
 	// Without any, and with an empty one.
-	for _, in := range []string{"# nothing\n", settings(""), settings("{}"), settings("pathNormalization: {normalization: DEFAULT}\nmeshMTLS: {minProtocolVersion: TLS_AUTO}")} {
+	for _, in := range []string{"# nothing\n", settings(""), settings("{}"),
+		settings("pathNormalization: {normalization: DEFAULT}\nmeshMTLS: {minProtocolVersion: TLS_AUTO}\ndefaultConfig: {gatewayTopology: {}}")} {
 		r := Build(parseAll(map[string]string{"f.yaml": in}), nil)
 		wantTexts(t, r.Problems)
 		if m := r.Set.MeshConfig; m.TrustDomain() != "cluster.local" || m.TrustDomainAliases() != nil || m.TLS12() ||
-			m.PathNormalization() != mesh.MeshConfig_ProxyPathNormalization_BASE || m.Authorizer("a") != nil {
+			m.PathNormalization() != mesh.MeshConfig_ProxyPathNormalization_BASE || m.TrustedProxies() != 0 || m.Authorizer("a") != nil {
 			t.Errorf("%q: defaults of %v", in, m)
 		}
 	}
@@ -109,7 +111,13 @@ func TestMeshConfigProblems(t *testing.T) {
 		{"h2UpgradePolicy: UPGRADE", "data.mesh.h2UpgradePolicy", "DestinationRule", 7},
 		{"localityLbSetting: {enabled: false}", "", "", 0},
 		{"discoverySelectors: [{matchLabels: {a: b}}]", "data.mesh.discoverySelectors", "does not enforce", 7},
-		{"defaultConfig:\n  gatewayTopology: {numTrustedProxies: 1}", "data.mesh.defaultConfig.gatewayTopology", "does not enforce", 8},
+		{"defaultConfig:\n  gatewayTopology: {numTrustedProxies: 1}", "", "", 0},
+		{"defaultConfig:\n  gatewayTopology: {numTrustedProxies: -1}", "data.mesh.defaultConfig.gatewayTopology.numTrustedProxies", "-1", 8},
+		{"defaultConfig:\n  gatewayTopology: {numTrustedProxies: 1.5}", "data.mesh.defaultConfig.gatewayTopology.numTrustedProxies", "1.5", 8},
+		{"defaultConfig:\n  gatewayTopology: {numTrustedProxy: 1}", "data.mesh.defaultConfig.gatewayTopology.numTrustedProxy", "unknown field", 8},
+		{"defaultConfig:\n  gatewayTopology: {forwardClientCertDetails: FORWARD_ONLY}", "data.mesh.defaultConfig.gatewayTopology.forwardClientCertDetails", "does not enforce", 8},
+		{"defaultConfig:\n  gatewayTopology: {proxyProtocol: {}}", "data.mesh.defaultConfig.gatewayTopology.proxyProtocol", "does not enforce", 8},
+		{"defaultConfig: {runtimeValues: {a: b}}", "data.mesh.defaultConfig.runtimeValues", "does not enforce", 7},
 		{provider("envoyExtAuthzGrpc", "timeout: 1s, failOpen: true"), "", "", 0},
 		{provider("envoyExtAuthzGrpc", "statusOnError: '99'"), "data.mesh.extensionProviders[0].envoyExtAuthzGrpc.statusOnError", "status", 9},
 		{provider("envoyExtAuthzGrpc", "includeRequestBodyInCheck: {packAsBytes: true}"), "data.mesh.extensionProviders[0].envoyExtAuthzGrpc.includeRequestBodyInCheck.maxRequestBytes", "required", 9},

@@ -127,6 +127,7 @@ type Set struct {
 	RequestAuthentications []*RequestAuthentication
 	Servers                []*Server
 	RateLimits             []*RateLimitPolicy
+	EnvoyFilters           []*EnvoyFilter
 	// MeshConfig is nil where there is none; its methods take that.
 	MeshConfig *MeshConfig
 	// Broken has what restricts access but can not be put in force: see Withheld.

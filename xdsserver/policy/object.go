@@ -18,7 +18,8 @@ type Object struct {
 	// *networking.VirtualService (also for a TrafficSplit), *networking.DestinationRule,
 	// *networking.ServiceEntry, *networking.WorkloadEntry, *KubernetesService and, of
 	// access objects, *security.PeerAuthentication, *security.AuthorizationPolicy,
-	// *security.RequestAuthentication, *ServerSpec, *RateLimitSpec and *mesh.MeshConfig.
+	// *security.RequestAuthentication, *networking.EnvoyFilter, *ServerSpec, *RateLimitSpec
+	// and *mesh.MeshConfig.
 	Spec  any
 	lines map[string]int
 	bad   bool // it has an error of its own
@@ -99,7 +100,6 @@ var refusedKinds = map[string]string{
 	"/Endpoints":                     "endpoints are given as WorkloadEntry objects with labels that the Service selects",
 	"discovery.k8s.io/EndpointSlice": "endpoints are given as WorkloadEntry objects with labels that the Service selects",
 	istioNetworking + "/Sidecar":     "it limits what a proxy sees, which the mesh does not enforce",
-	istioNetworking + "/EnvoyFilter": "it changes a proxy's configuration, and there is no proxy",
 }
 
 // maybeMeshConfig reports whether a document that does not say what it is looks like
@@ -210,6 +210,10 @@ func (f *File) document(v *value, depth int) {
 		d.meshConfig(v, o, version)
 		f.addAccess(o, d, o.Ref() == Ref{meshConfigKind, RootNamespace, MeshConfigName})
 		return
+	case group == istioNetworking && kind == envoyFilterKind:
+		d.envoyFilter(v, o, version)
+		f.addAccess(o, d, true)
+		return
 	case slices.Contains(skipped[group], kind):
 		f.Problems = append(f.Problems, Problem{
 			At: o.At, Object: d.ref, Severity: Notice, Message: apiVersion + " " + kind + " has no meaning for the mesh and is left out",
@@ -240,7 +244,8 @@ func (f *File) document(v *value, depth int) {
 			why = "this kind of object is not known" + suggest(kind, knownKinds())
 		}
 		d.errorf(v.get("kind").line, "kind", "%s %s: %s", apiVersion, kind, why)
-		if kind != meshConfigKind && accessKinds[kind] != nil || v.get("data").get("mesh") != nil && holdsMeshConfig(v, &o.Meta, d.problems) {
+		limits := group == istioNetworking && suggest(kind, []string{envoyFilterKind}) != ""
+		if limits || kind != meshConfigKind && accessKinds[kind] != nil || v.get("data").get("mesh") != nil && holdsMeshConfig(v, &o.Meta, d.problems) {
 			// Its group or kind is misspelt, and with it what restricts access.
 			o.problems = d.problems
 			f.unknown = append(f.unknown, brokenObject(o))

@@ -117,8 +117,8 @@ var treatments = map[string]map[treatment]string{
 		refused:  "targetRef targetRefs",
 	},
 	"JWTRule": {
-		enforced: "issuer audiences fromHeaders fromParams fromCookies forwardOriginalToken outputClaimToHeaders timeout spaceDelimitedClaims",
-		partly:   "jwksUri jwks outputPayloadToHeader",
+		enforced: "audiences fromHeaders fromParams fromCookies forwardOriginalToken outputClaimToHeaders timeout spaceDelimitedClaims",
+		partly:   "issuer jwksUri jwks outputPayloadToHeader",
 	},
 	"JWTHeader":     {enforced: "prefix", partly: "name"},
 	"ClaimToHeader": {enforced: "header claim"},
@@ -161,7 +161,13 @@ var treatments = map[string]map[treatment]string{
 			"statNameLength concurrency interceptionMode tracing sds envoyAccessLogService envoyMetricsService proxyMetadata " +
 			"statusPort extraStatTags terminationDrainDuration meshId readinessProbe proxyStatsMatcher " +
 			"holdApplicationUntilProxyStarts image privateKeyProvider fileFlushInterval fileFlushMinSizeKb statsCompression",
-		refused: "customConfigFile proxyBootstrapTemplatePath runtimeValues gatewayTopology caCertificatesPem proxyHeaders connectionSettings",
+		enforced: "gatewayTopology",
+		refused:  "customConfigFile proxyBootstrapTemplatePath runtimeValues caCertificatesPem proxyHeaders connectionSettings",
+	},
+	"Topology": {
+		enforced: "numTrustedProxies",
+		// What a proxy says of its caller's certificate, or says before the first request.
+		refused: "forwardClientCertDetails proxyProtocol",
 	},
 }
 
@@ -182,6 +188,7 @@ var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) stri
 	"ServiceEntry.resolution":                 refuseDNS,
 	"WorkloadEntry.address":                   refuseNames,
 	"Condition.key":                           refuseProxyKeys,
+	"JWTRule.issuer":                          refuseNoKeys,
 	"JWTRule.jwks":                            refuseSecondKeys,
 	"JWTRule.jwksUri":                         refuseNoHost,
 	"JWTRule.outputPayloadToHeader":           refuseNoHeader,
@@ -353,6 +360,13 @@ func refuseProxyKeys(_ protoreflect.Message, v protoreflect.Value) string {
 		}
 	}
 	return ""
+}
+
+func refuseNoKeys(m protoreflect.Message, _ protoreflect.Value) string {
+	if rule := m.Interface().(*security.JWTRule); rule.GetJwksUri() != "" || rule.GetJwks() != "" {
+		return ""
+	}
+	return "has no keys: Istio would fetch the issuer's OpenID Connect discovery document to find them, the mesh does not: give jwksUri"
 }
 
 func refuseSecondKeys(m protoreflect.Message, v protoreflect.Value) string {

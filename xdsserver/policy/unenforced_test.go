@@ -92,6 +92,8 @@ func TestRefusedFields(t *testing.T) {
 				m.Set(fd, protoreflect.ValueOfBool(true))
 			case fd.Kind() == protoreflect.StringKind:
 				m.Set(fd, protoreflect.ValueOfString("x"))
+			case fd.Kind() == protoreflect.EnumKind:
+				m.Set(fd, protoreflect.ValueOfEnum(1))
 			default:
 				m.Set(fd, protoreflect.ValueOfInt32(1))
 			}

@@ -64,7 +64,8 @@ func (p *plane) StreamAggregatedResources(stream discoveryv3.AggregatedDiscovery
 				return err
 			}
 		}
-		if e := req.GetErrorDetail(); e != nil {
+		// A client that is closed while a response is under way refuses that for its own sake.
+		if e := req.GetErrorDetail(); e != nil && e.GetMessage() != "xdsChannel is closed" {
 			p.mu.Lock()
 			p.refused = append(p.refused, e.GetMessage())
 			p.mu.Unlock()

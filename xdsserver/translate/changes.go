@@ -139,6 +139,7 @@ func (c *Changes) access(old, new *policy.Set) {
 		c.servers, c.sockets = true, true
 	}
 	if differ(old.AuthorizationPolicies, new.AuthorizationPolicies, func(p *policy.AuthorizationPolicy) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
+		differ(old.EnvoyFilters, new.EnvoyFilters, func(p *policy.EnvoyFilter) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
 		differ(old.RequestAuthentications, new.RequestAuthentications, func(p *policy.RequestAuthentication) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
 		!slices.EqualFunc(old.Servers, new.Servers, func(a, b *policy.Server) bool { return sameMeta(&a.Meta, &b.Meta) && reflect.DeepEqual(a.Spec, b.Spec) }) ||
 		!slices.EqualFunc(old.RateLimits, new.RateLimits, func(a, b *policy.RateLimitPolicy) bool {

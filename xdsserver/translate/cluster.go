@@ -26,37 +26,45 @@ import (
 // defaultConnectTimeout is Istio's.
 const defaultConnectTimeout = 10 * time.Second
 
-// subsetOf returns the DestinationRule for a host and the subset of that name.
-// A subset that no rule declares does not exist: ok is false.
-func (b *builder) subsetOf(n TrafficName) (rule *policy.DestinationRule, subset *networking.Subset, ok bool) {
-	rule = b.view.set.DestinationRuleFor(n.Host, b.client.Namespace)
-	if n.Subset == "" {
-		return rule, nil, true
+// target is what a name of a cluster stands for.
+type target struct {
+	service *policy.Service
+	port    policy.Port
+	rule    *policy.DestinationRule // nil where there is none
+	subset  *networking.Subset      // nil for the whole service
+}
+
+// target finds it. A service that the client may not see, a port that it does not have
+// and a subset that no rule declares do not exist: nil.
+func (b *builder) target(n TrafficName) *target {
+	out := &target{service: b.view.serviceFor(n.Host, b.client.Namespace)}
+	if out.service == nil {
+		return nil
 	}
-	if rule != nil {
-		for _, s := range rule.Spec.GetSubsets() {
-			if s.GetName() == n.Subset {
-				return rule, s, true
+	var ok bool
+	if out.port, ok = out.service.PortNumber(n.Port); !ok {
+		return nil
+	}
+	out.rule = b.view.set.DestinationRuleFor(n.Host, b.client.Namespace)
+	if n.Subset == "" {
+		return out
+	}
+	if out.rule != nil {
+		for _, out.subset = range out.rule.Spec.GetSubsets() {
+			if out.subset.GetName() == n.Subset {
+				return out
 			}
 		}
 	}
-	return rule, nil, false
+	return nil
 }
 
 // cluster is one destination: a service's port, whole or one subset of it. A
 // subset or port that is not declared gives no cluster, and requests routed to
 // it fail, as in Istio.
 func (b *builder) cluster(name string, n TrafficName) (proto.Message, error) {
-	s := b.view.serviceFor(n.Host, b.client.Namespace)
-	if s == nil {
-		return nil, nil
-	}
-	port, ok := s.PortNumber(n.Port)
-	if !ok {
-		return nil, nil
-	}
-	rule, subset, ok := b.subsetOf(n)
-	if !ok {
+	of := b.target(n)
+	if of == nil {
 		return nil, nil
 	}
 	c := &clusterv3.Cluster{
@@ -68,17 +76,17 @@ func (b *builder) cluster(name string, n TrafficName) (proto.Message, error) {
 	}
 	var tp *networking.TrafficPolicy
 	at := ""
-	if rule != nil {
-		at = about(&rule.Meta) + " spec"
-		if rule.Spec.GetWorkloadSelector() != nil {
+	if of.rule != nil {
+		at = about(&of.rule.Meta) + " spec"
+		if of.rule.Spec.GetWorkloadSelector() != nil {
 			return nil, unsupported(at, "workloadSelector")
 		}
-		tp = effectivePolicy(rule.Spec.GetTrafficPolicy(), subset, n.Port)
+		tp = effectivePolicy(of.rule.Spec.GetTrafficPolicy(), of.subset, n.Port)
 	}
-	if err := b.trafficPolicy(c, tp, port.Protocol, at); err != nil {
+	if err := b.trafficPolicy(c, tp, of.port.Protocol, at); err != nil {
 		return nil, err
 	}
-	d := b.destinationOf(s, port, n, subset, isHTTP2(tp.GetConnectionPool(), port.Protocol))
+	d := b.destinationOf(of, n, isHTTP2(tp.GetConnectionPool(), of.port.Protocol))
 	if err := b.secure(c, tp.GetTls(), d, at); err != nil {
 		return nil, err
 	}

@@ -25,24 +25,17 @@ import (
 // A locality weighs as much as its endpoints together, so that a client that
 // divides by locality first (gRPC) gives each endpoint the share it has elsewhere.
 func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, error) {
-	s := b.view.serviceFor(n.Host, b.client.Namespace)
-	if s == nil {
+	of := b.target(n)
+	if of == nil {
 		return nil, nil
 	}
-	port, ok := s.PortNumber(n.Port)
-	if !ok {
-		return nil, nil
-	}
-	rule, subset, ok := b.subsetOf(n)
-	if !ok {
-		return nil, nil
-	}
+	s := of.service
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	groups := map[string]*endpointv3.LocalityLbEndpoints{}
 	seen := map[string]bool{}
 	weighted := false
-	for _, e := range b.endpoints(s, port, n.Host) {
-		if !policy.HasLabels(e.labels, subset.GetLabels()) || seen[e.address] {
+	for _, e := range b.endpoints(s, of.port, n.Host) {
+		if !policy.HasLabels(e.labels, of.subset.GetLabels()) || seen[e.address] {
 			continue // gRPC refuses an endpoint set that has an address twice
 		}
 		seen[e.address] = true
@@ -76,8 +69,8 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 	}
 	if weighted && b.client.Agent == GRPC {
 		at := s.Kind + " " + s.Namespace + "/" + s.Name
-		if rule != nil {
-			at = about(&rule.Meta)
+		if of.rule != nil {
+			at = about(&of.rule.Meta)
 		}
 		b.note(at, "gRPC divides by the weights of localities and ignores those of endpoints within one")
 	}

@@ -134,7 +134,7 @@ func (b *builder) externalHTTP(out *extauthzv3.ExtAuthz, p *mesh.MeshConfig_Exte
 	}
 	out.Services = &extauthzv3.ExtAuthz_HttpService{HttpService: service}
 	out.AllowedHeaders = headerNames(append(slices.Clone(p.GetIncludeHeadersInCheck()), p.GetIncludeRequestHeadersInCheck()...))
-	return common(out, kind, p.GetFailOpen(), p.GetStatusOnError(), p.GetIncludeRequestBodyInCheck())
+	return commonAuthorizer(out, kind, p.GetFailOpen(), p.GetStatusOnError(), p.GetIncludeRequestBodyInCheck())
 }
 
 func (b *builder) externalGRPC(out *extauthzv3.ExtAuthz, p *mesh.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationGrpcProvider) error {
@@ -153,11 +153,11 @@ func (b *builder) externalGRPC(out *extauthzv3.ExtAuthz, p *mesh.MeshConfig_Exte
 		}},
 		Timeout: authorizerTimeout(p.GetTimeout()),
 	}}
-	return common(out, kind, p.GetFailOpen(), p.GetStatusOnError(), p.GetIncludeRequestBodyInCheck())
+	return commonAuthorizer(out, kind, p.GetFailOpen(), p.GetStatusOnError(), p.GetIncludeRequestBodyInCheck())
 }
 
-// common sets what both protocols have.
-func common(out *extauthzv3.ExtAuthz, kind string, failOpen bool, statusOnError string, body *mesh.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationRequestBody) error {
+// commonAuthorizer sets what both protocols have.
+func commonAuthorizer(out *extauthzv3.ExtAuthz, kind string, failOpen bool, statusOnError string, body *mesh.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationRequestBody) error {
 	out.FailureModeAllow = failOpen
 	if statusOnError != "" {
 		code, err := strconv.ParseUint(statusOnError, 10, 16)

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -27,7 +26,8 @@ const sinewMetadata = "sinew"
 type server struct {
 	namespace string
 	labels    map[string]string
-	port      uint32 // at the workload
+	port      uint32           // at the workload
+	workload  *policy.Workload // nil where the registry has none
 }
 
 // inbound is the server-side listener of one address of the client, with the
@@ -37,10 +37,32 @@ func (b *builder) inbound(name, addr string) (proto.Message, error) {
 	if err != nil {
 		return nil, nil // not an address: nothing listens there
 	}
-	s, err := b.server(host, port)
+	servers, err := b.servers(host, port)
 	if err != nil {
 		return nil, err
 	}
+	// Where several workloads may be meant it must not matter which.
+	out, err := b.inboundOf(servers[0], name, host, port, addr)
+	if err != nil {
+		return nil, err
+	}
+	notes := b.notes
+	for _, s := range servers[1:] {
+		other, err := b.inboundOf(s, name, host, port, addr)
+		if err != nil {
+			return nil, err
+		}
+		if !proto.Equal(out, other) {
+			a, c := servers[0].workload, s.workload
+			return nil, fmt.Errorf("%s (%s) and %s (%s) are both at port %d of the client, and their access policy differs", a.Ref(), a.At, c.Ref(), c.At, port)
+		}
+	}
+	b.notes = notes
+	return out, nil
+}
+
+// inboundOf is the listener of an address if it is that of the server.
+func (b *builder) inboundOf(s *server, name, host string, port uint32, addr string) (proto.Message, error) {
 	if reason, yes := b.view.set.Withheld(s.labels, s.namespace); yes {
 		return nil, fmt.Errorf("nobody knows who may call this workload: %s", reason)
 	}
@@ -74,19 +96,19 @@ func (b *builder) inbound(name, addr string) (proto.Message, error) {
 	return out, nil
 }
 
-// server finds whose listener an address is. What the registry says of the
-// workload at that address stands above what the client says of itself, because a
-// client that leaves out a label would otherwise choose which policy applies to it.
-// A workload that the registry does not have is known by the client's own words
-// alone, so that a program can be protected without a WorkloadEntry.
+// servers finds whose listener an address is; there is at least one. What the
+// registry says of the workload at that address stands above what the client says of
+// itself, because a client that leaves out a label would otherwise choose which
+// policy applies to it. A workload that the registry does not have is known by the
+// client's own words alone, so that a program can be protected without a
+// WorkloadEntry.
 //
 // A client that listens on all addresses is looked for at each of those that it
 // has. Several workloads of one machine share a loopback address; the port tells
 // them apart. A client that has proved an identity gets no listener of a workload
 // that runs as another.
-func (b *builder) server(host string, port uint32) (*server, error) {
+func (b *builder) servers(host string, port uint32) ([]*server, error) {
 	c := b.client
-	out := &server{namespace: c.Namespace, labels: c.Labels, port: port}
 	if c.Verified != (policy.ServiceAccount{}) && c.Verified.Namespace != c.Namespace {
 		return nil, fmt.Errorf("the client says that it is in namespace %q and has proved to be in %q", c.Namespace, c.Verified.Namespace)
 	}
@@ -94,28 +116,24 @@ func (b *builder) server(host string, port uint32) (*server, error) {
 	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
 		addresses = c.IPs
 	}
-	var found *policy.Workload
+	var out []*server
+	var foreign error
 	for _, address := range addresses {
-		w, err := b.view.set.WorkloadAt(c.Namespace, address, port)
-		switch {
-		case err != nil:
-			return nil, err
-		case w == nil:
-		case found == nil:
-			found = w
-		case w.ServiceAccount != found.ServiceAccount || !maps.Equal(w.Labels, found.Labels):
-			return nil, fmt.Errorf("%s (%s) and %s (%s) are both at port %d of the client and differ in labels or service account",
-				found.Ref(), found.At, w.Ref(), w.At, port)
+		for _, w := range b.view.set.WorkloadsAt(c.Namespace, address, port) {
+			if account, known := w.Account(); known && c.Verified != (policy.ServiceAccount{}) && account.Name != c.Verified.Name {
+				foreign = fmt.Errorf("%s (%s) runs as service account %q, and the client has proved to be %q", w.Ref(), w.At, account.Name, c.Verified.Name)
+				continue
+			}
+			out = append(out, &server{namespace: c.Namespace, labels: w.Labels, port: port, workload: w})
 		}
 	}
-	if found == nil {
+	switch {
+	case len(out) > 0:
 		return out, nil
+	case foreign != nil:
+		return nil, foreign
 	}
-	if account, known := found.Account(); known && c.Verified != (policy.ServiceAccount{}) && account.Name != c.Verified.Name {
-		return nil, fmt.Errorf("%s (%s) runs as service account %q, and the client has proved to be %q", found.Ref(), found.At, account.Name, c.Verified.Name)
-	}
-	out.labels = found.Labels
-	return out, nil
+	return []*server{{namespace: c.Namespace, labels: c.Labels, port: port}}, nil
 }
 
 // filterChains say which connections are taken, by the PeerAuthentication of the
@@ -168,6 +186,10 @@ func (b *builder) serverManager(s *server) (*hcmv3.HttpConnectionManager, error)
 	if err != nil {
 		return nil, err
 	}
+	perFilter, err := b.localRateLimitRoutes(s)
+	if err != nil {
+		return nil, err
+	}
 	out := &hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound",
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
@@ -178,10 +200,19 @@ func (b *builder) serverManager(s *server) (*hcmv3.HttpConnectionManager, error)
 				Routes: []*routev3.Route{{
 					Match:  everything(),
 					Action: &routev3.Route_NonForwardingAction{NonForwardingAction: &routev3.NonForwardingAction{}},
+					// What a route has for a filter stands for the filter's own.
+					TypedPerFilterConfig: perFilter,
 				}},
 			}},
 		}},
 		HttpFilters: append(filters, routerOnly()...),
+	}
+	if b.client.Agent != GRPC {
+		// As Istio's gateways have it: whoever is at the other end of the connection is the
+		// caller, unless so many proxies that are believed stand in between. gRPC does so
+		// without being told, and refuses a number of hops (gRFC A41).
+		out.UseRemoteAddress = wrapperspb.Bool(true)
+		out.XffNumTrustedHops = b.view.set.MeshConfig.TrustedProxies()
 	}
 	if err := b.normalizePaths(out); err != nil {
 		return nil, err
@@ -245,6 +276,7 @@ func (b *builder) accessFilters(s *server) ([]*hcmv3.HttpFilter, error) {
 		func() ([]*hcmv3.HttpFilter, error) { return b.tokenFilters(s) },
 		func() ([]*hcmv3.HttpFilter, error) { return b.ruleFilters(rules) },
 		func() ([]*hcmv3.HttpFilter, error) { return b.limitFilters(s) },
+		func() ([]*hcmv3.HttpFilter, error) { return b.localRateLimitFilters(s) },
 	} {
 		filters, err := step()
 		if err != nil {

@@ -218,12 +218,16 @@ func TestWhoseListener(t *testing.T) {
 	web.ServiceAccount = "web"
 	local1, local2 := workload("default", "one", "v1", "127.0.0.1"), workload("default", "two", "v1", "127.0.0.1")
 	local1.Ports, local2.Ports = map[string]uint32{"http": 8081}, map[string]uint32{"http": 8082}
+	// One program under two names, for which the same policy is in force.
+	twin1, twin2 := workload("default", "twin", "v1", "127.0.0.1"), workload("default", "twin", "v2", "127.0.0.1")
+	twin1.Ports, twin2.Ports = map[string]uint32{"http": 8084}, map[string]uint32{"http": 8084}
 	v := NewView(&policy.Set{
-		Workloads: []*policy.Workload{web, local1, local2},
+		Workloads: []*policy.Workload{web, local1, local2, twin1, twin2},
 		AuthorizationPolicies: []*policy.AuthorizationPolicy{
 			authorizationPolicy(t, "default", "web", "{selector: {matchLabels: {app: web}}}"),
 			authorizationPolicy(t, "default", "one", "{selector: {matchLabels: {app: one}}}"),
 			authorizationPolicy(t, "default", "two", "{selector: {matchLabels: {app: two}}}"),
+			authorizationPolicy(t, "default", "twin", "{selector: {matchLabels: {app: twin}}}"),
 			authorizationPolicy(t, "default", "other", "{selector: {matchLabels: {app: other}}}"),
 		},
 	})
@@ -246,6 +250,7 @@ func TestWhoseListener(t *testing.T) {
 		{"proved to be elsewhere", "10.0.0.9:8080", func(c *Client) { c.Verified = policy.ServiceAccount{Namespace: "shop", Name: "web"} },
 			`error: the client says that it is in namespace "default" and has proved to be in "shop"`},
 		{"account unknown", "127.0.0.1:8081", func(c *Client) { c.Verified = policy.ServiceAccount{Namespace: "default", Name: "any"} }, "one"},
+		{"several with one policy", "127.0.0.1:8084", func(c *Client) { c.Labels = nil }, "twin"},
 		{"several at all addresses", "0.0.0.0:8081", func(c *Client) { c.IPs = []string{"10.0.0.9", "127.0.0.1"} }, "error: WorkloadEntry default/web-v1-10.0.0.9 ()"},
 	} {
 		c := client(Sinew)
@@ -324,7 +329,7 @@ func TestRateLimits(t *testing.T) {
 	}
 	l, hcm, r := inboundOf(t, NewView(set), webListener, client(Sinew))
 	if got, want := plainJSON(t, filterOf(t, hcm, "local_ratelimit", &limitv3.LocalRateLimit{})),
-		`{"filterEnabled":{"defaultValue":{"numerator":100}},"filterEnforced":{"defaultValue":{"numerator":100}},"statPrefix":"inbound","tokenBucket":{"fillInterval":"1s","maxTokens":100,"tokensPerFill":100}}`; got != want {
+		`{"filterEnabled":{"defaultValue":{"numerator":100}},"filterEnforced":{"defaultValue":{"numerator":100}},"rateLimitedAsResourceExhausted":true,"statPrefix":"inbound","tokenBucket":{"fillInterval":"1s","maxTokens":100,"tokensPerFill":100}}`; got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 	if got, want := plainJSON(t, l.GetMetadata()),

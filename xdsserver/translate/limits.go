@@ -38,6 +38,8 @@ func (b *builder) limitFilters(s *server) ([]*hcmv3.HttpFilter, error) {
 		},
 		FilterEnabled:  always,
 		FilterEnforced: always,
+		// As Linkerd answers. Clients repeat what is UNAVAILABLE, Envoy's default, which a limit is not to invite.
+		RateLimitedAsResourceExhausted: true,
 	})}, nil
 }
 

@@ -23,49 +23,25 @@ import (
 
 // source translates who asks.
 func (t *ruleTranslator) source(at string, s *security.Source) ([]*rbacv3.Principal, error) {
-	if field := unknownField(s, sourceFields); field != "" {
-		return nil, unsupported(at, field)
-	}
-	var out []*rbacv3.Principal
-	for _, f := range []field[*rbacv3.Principal]{
-		{name: "principals", values: s.GetPrincipals(), notName: "notPrincipals", notValues: s.GetNotPrincipals(), one: t.principal, expand: t.b.aliases},
-		{name: "requestPrincipals", values: s.GetRequestPrincipals(), notName: "notRequestPrincipals", notValues: s.GetNotRequestPrincipals(), one: t.requestPrincipal},
-		{name: "namespaces", values: s.GetNamespaces(), notName: "notNamespaces", notValues: s.GetNotNamespaces(), one: t.namespace},
-		{name: "serviceAccounts", values: s.GetServiceAccounts(), notName: "notServiceAccounts", notValues: s.GetNotServiceAccounts(), one: t.serviceAccount},
-		{name: "trustDomains", values: s.GetTrustDomains(), notName: "notTrustDomains", notValues: s.GetNotTrustDomains(), one: t.trustDomain},
-		{name: "ipBlocks", values: s.GetIpBlocks(), notName: "notIpBlocks", notValues: s.GetNotIpBlocks(), one: t.peerIP},
-		{name: "remoteIpBlocks", values: s.GetRemoteIpBlocks(), notName: "notRemoteIpBlocks", notValues: s.GetNotRemoteIpBlocks(), one: t.remoteIP},
-	} {
-		if err := add(t, &principals, &out, at, &f); err != nil {
-			return nil, err
-		}
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s: is empty", at)
-	}
-	return out, nil
+	return addAll(t, &principals, at, s, []field[*rbacv3.Principal]{
+		{name: "principals", values: s.GetPrincipals(), notValues: s.GetNotPrincipals(), one: t.principal, expand: t.b.aliases},
+		{name: "requestPrincipals", values: s.GetRequestPrincipals(), notValues: s.GetNotRequestPrincipals(), one: t.requestPrincipal},
+		{name: "namespaces", values: s.GetNamespaces(), notValues: s.GetNotNamespaces(), one: t.namespace},
+		{name: "serviceAccounts", values: s.GetServiceAccounts(), notValues: s.GetNotServiceAccounts(), one: t.serviceAccount},
+		{name: "trustDomains", values: s.GetTrustDomains(), notValues: s.GetNotTrustDomains(), one: t.trustDomain},
+		{name: "ipBlocks", values: s.GetIpBlocks(), notValues: s.GetNotIpBlocks(), one: t.peerIP},
+		{name: "remoteIpBlocks", values: s.GetRemoteIpBlocks(), notValues: s.GetNotRemoteIpBlocks(), one: t.remoteIP},
+	})
 }
 
 // operation translates what is asked for.
 func (t *ruleTranslator) operation(at string, o *security.Operation) ([]*rbacv3.Permission, error) {
-	if field := unknownField(o, operationFields); field != "" {
-		return nil, unsupported(at, field)
-	}
-	var out []*rbacv3.Permission
-	for _, f := range []field[*rbacv3.Permission]{
-		{name: "hosts", values: o.GetHosts(), notName: "notHosts", notValues: o.GetNotHosts(), one: t.host},
-		{name: "ports", values: o.GetPorts(), notName: "notPorts", notValues: o.GetNotPorts(), one: t.port},
-		{name: "methods", values: o.GetMethods(), notName: "notMethods", notValues: o.GetNotMethods(), one: t.method},
-		{name: "paths", values: o.GetPaths(), notName: "notPaths", notValues: o.GetNotPaths(), one: t.path},
-	} {
-		if err := add(t, &permissions, &out, at, &f); err != nil {
-			return nil, err
-		}
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s: is empty", at)
-	}
-	return out, nil
+	return addAll(t, &permissions, at, o, []field[*rbacv3.Permission]{
+		{name: "hosts", values: o.GetHosts(), notValues: o.GetNotHosts(), one: t.host},
+		{name: "ports", values: o.GetPorts(), notValues: o.GetNotPorts(), one: t.port},
+		{name: "methods", values: o.GetMethods(), notValues: o.GetNotMethods(), one: t.method},
+		{name: "paths", values: o.GetPaths(), notValues: o.GetNotPaths(), one: t.path},
+	})
 }
 
 // condition translates one condition of "when", which is about who asks or about
@@ -160,6 +136,10 @@ func text(v string, fold bool) *matcherv3.StringMatcher {
 	return out
 }
 
+func exact(v string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: v}}
+}
+
 func regex(expr string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: fullMatch(expr)}}
 }
@@ -226,9 +206,13 @@ func (t *ruleTranslator) peerIP(at, v string, _ bool) (*rbacv3.Principal, error)
 	return &rbacv3.Principal{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: r}}, err
 }
 
+// remoteIP matches the caller, as far as proxies that are believed tell of it.
 func (t *ruleTranslator) remoteIP(at, v string, _ bool) (*rbacv3.Principal, error) {
-	if t.b.client.Agent == GRPC {
-		t.b.note(at, "gRPC looks at the other end of the connection, not at the caller behind it")
+	if t.b.view.set.MeshConfig.TrustedProxies() > 0 {
+		// gRPC takes the other end of the connection for the caller (gRFC A41).
+		if err := t.b.can(at, "the caller behind trusted proxies"); err != nil {
+			return nil, err
+		}
 	}
 	r, err := ipRange(at, v)
 	return &rbacv3.Principal{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: r}}, err
@@ -387,40 +371,35 @@ func inToken(path []string, value *matcherv3.ValueMatcher) *rbacv3.Principal {
 
 // requestPrincipal matches "issuer/subject" of the verified token. The last slash
 // divides them, because an issuer may be a URL. A wildcard at one end belongs to the
-// part that it stands at; without a slash, the other part is any.
+// part that it stands at, and a star elsewhere is a star; without a slash, the other
+// part is any.
 func (t *ruleTranslator) requestPrincipal(at, v string, _ bool) (*rbacv3.Principal, error) {
 	if err := t.b.can(at, "the principal of a token"); err != nil {
 		return nil, err
 	}
-	issuer, subject := "*", "*"
-	switch i := strings.LastIndexByte(v, '/'); {
-	case i >= 0:
-		issuer, subject = v[:i], v[i+1:]
-		// Only one end of the whole is a wildcard; a star elsewhere is a star.
-		if issuer == "" || subject == "" {
-			return nil, fmt.Errorf("%s: %q has no issuer or no subject", at, v)
-		}
-	case v == "*":
-	case strings.HasPrefix(v, "*"):
-		subject = v
-	case strings.HasSuffix(v, "*"):
-		issuer = v
+	issuer, subject := text("*", false), text("*", false)
+	i := strings.LastIndexByte(v, '/')
+	front, back := strings.HasPrefix(v, "*"), strings.HasSuffix(v, "*")
+	switch {
+	case i == 0 || i >= 0 && i == len(v)-1:
+		return nil, fmt.Errorf("%s: %q has no issuer or no subject", at, v)
+	case i > 0 && front:
+		issuer, subject = text(v[:i], false), exact(v[i+1:])
+	case i > 0 && back:
+		issuer, subject = exact(v[:i]), text(v[i+1:], false)
+	case i > 0:
+		issuer, subject = exact(v[:i]), exact(v[i+1:])
+	case front: // "*" alone is any subject, of any issuer
+		subject = text(v, false)
+	case back:
+		issuer = text(v, false)
 	default:
 		return nil, fmt.Errorf("%s: %q is not issuer/subject", at, v)
 	}
-	claim := func(name, v string, wild bool) *rbacv3.Principal {
-		m := text(v, false)
-		if !wild {
-			m = exactly([]string{v})[0]
-		}
+	claim := func(name string, m *matcherv3.StringMatcher) *rbacv3.Principal {
 		return inToken([]string{name}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}})
 	}
-	whole := !strings.Contains(v, "/")
-	front := strings.HasPrefix(v, "*")
-	return principals.and([]*rbacv3.Principal{
-		claim("iss", issuer, whole || front),
-		claim("sub", subject, whole || !front && strings.HasSuffix(v, "*")),
-	}), nil
+	return principals.and([]*rbacv3.Principal{claim("iss", issuer), claim("sub", subject)}), nil
 }
 
 // aliases replaces the trust domain of principals: one that is the mesh's own, one

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"strings"
 
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -117,12 +118,6 @@ func (b *builder) rbac(action rbacv3.RBAC_Action, policies []*policy.Authorizati
 var (
 	authorizationFields = []string{"selector", "rules", "action", "provider"}
 	ruleFields          = []string{"from", "to", "when"}
-	sourceFields        = []string{
-		"principals", "notPrincipals", "requestPrincipals", "notRequestPrincipals", "namespaces", "notNamespaces",
-		"serviceAccounts", "notServiceAccounts", "trustDomains", "notTrustDomains",
-		"ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks",
-	}
-	operationFields = []string{"hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"}
 )
 
 // never is a policy that matches no request.
@@ -202,11 +197,13 @@ type ruleTranslator struct {
 type field[T any] struct {
 	name      string
 	values    []string
-	notValues []string
-	notName   string
+	notValues []string // of the field notName
 	one       func(at, value string, wide bool) (T, error)
 	expand    func([]string) []string // nil: the values as they are
 }
+
+// notName is the name of the field with the values that must not be.
+func (f *field[T]) notName() string { return "not" + strings.ToUpper(f.name[:1]) + f.name[1:] }
 
 // add appends the conditions of a field: one of the values, and none of notValues.
 func add[T any](t *ruleTranslator, a *algebra[T], to *[]T, at string, f *field[T]) error {
@@ -237,17 +234,34 @@ func add[T any](t *ruleTranslator, a *algebra[T], to *[]T, at string, f *field[T
 		*to = append(*to, a.some(some))
 	}
 	if len(f.notValues) > 0 {
-		notName := f.notName
-		if notName == "" {
-			notName = "notValues"
-		}
-		some, err := list(notName, f.notValues, !t.wide)
+		some, err := list(f.notName(), f.notValues, !t.wide)
 		if err != nil {
 			return err
 		}
 		*to = append(*to, a.not(a.some(some)))
 	}
 	return nil
+}
+
+// addAll puts the conditions of all fields of m, a source or an operation, together.
+func addAll[T any](t *ruleTranslator, a *algebra[T], at string, m proto.Message, fields []field[T]) ([]T, error) {
+	var known []string
+	for i := range fields {
+		known = append(known, fields[i].name, fields[i].notName())
+	}
+	if field := unknownField(m, known); field != "" {
+		return nil, unsupported(at, field)
+	}
+	var out []T
+	for i := range fields {
+		if err := add(t, a, &out, at, &fields[i]); err != nil {
+			return nil, err
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s: is empty", at)
+	}
+	return out, nil
 }
 
 // rule translates a rule: one of "from", one of "to" and all of "when".

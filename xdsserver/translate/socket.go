@@ -3,6 +3,7 @@ package translate
 //lint:file-ignore SA1019 gRPC reads only the fields of older Envoy.
 
 import (
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -53,7 +54,7 @@ func (b *builder) serverSocket() *corev3.TransportSocket {
 			b.note(about(&settings.Meta)+" trustDomain", "gRPC takes callers of every trust domain that its roots vouch for")
 		} else {
 			for _, td := range b.trustDomains() {
-				domains = append(domains, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + td + "/"}})
+				domains = append(domains, text("spiffe://"+td+"/*", false))
 			}
 		}
 	}
@@ -153,7 +154,7 @@ func uriNames(conditions []*matcherv3.StringMatcher) []*tlsv3.SubjectAltNameMatc
 func exactly(names []string) []*matcherv3.StringMatcher {
 	var out []*matcherv3.StringMatcher
 	for _, n := range names {
-		out = append(out, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: n}})
+		out = append(out, exact(n))
 	}
 	return out
 }
@@ -162,13 +163,8 @@ func exactly(names []string) []*matcherv3.StringMatcher {
 // own identities are URIs; others are whatever kind they are. gRPC reads only the
 // older field, and would drop the condition with the newer one.
 func (b *builder) names(peer *tlsv3.CertificateValidationContext, names []string) {
-	onlyIDs := true
-	for _, n := range names {
-		if !strings.HasPrefix(n, "spiffe://") {
-			onlyIDs = false
-		}
-	}
-	if onlyIDs && b.client.Agent != GRPC {
+	other := slices.ContainsFunc(names, func(n string) bool { return !strings.HasPrefix(n, "spiffe://") })
+	if !other && b.client.Agent != GRPC {
 		peer.MatchTypedSubjectAltNames = uriNames(exactly(names))
 		return
 	}

@@ -37,15 +37,15 @@ type destinationTLS struct {
 	endpoints, secured int
 }
 
-// destinationOf collects what TLS has to know of a service.
-func (b *builder) destinationOf(s *policy.Service, port policy.Port, n TrafficName, subset *networking.Subset, http2 bool) *destinationTLS {
-	d := &destinationTLS{name: n, http2: http2, names: s.SubjectAltNames}
-	accounts, _ := b.view.set.ServiceAccountsOf(s)
+// destinationOf collects what TLS has to know of a cluster.
+func (b *builder) destinationOf(of *target, n TrafficName, http2 bool) *destinationTLS {
+	d := &destinationTLS{name: n, http2: http2, names: of.service.SubjectAltNames}
+	accounts, _ := b.view.set.ServiceAccountsOf(of.service)
 	for _, a := range accounts {
 		d.accounts = append(d.accounts, a.SPIFFEID(b.view.set.MeshConfig.TrustDomain()))
 	}
-	for _, e := range b.endpoints(s, port, n.Host) {
-		if !policy.HasLabels(e.labels, subset.GetLabels()) {
+	for _, e := range b.endpoints(of.service, of.port, n.Host) {
+		if !policy.HasLabels(e.labels, of.subset.GetLabels()) {
 			continue
 		}
 		d.endpoints++

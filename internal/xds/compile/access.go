@@ -8,6 +8,7 @@ import (
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sinew-mesh/sinew/identity"
@@ -65,25 +66,15 @@ func (a *access) filter(name string, config *anypb.Any, disabled bool) (known bo
 	}
 	switch {
 	case config.MessageIs((*rbacfilterv3.RBAC)(nil)):
-		var m rbacfilterv3.RBAC
-		if f = extension(config, &m); f == nil {
-			f = a.rbac(&m)
-		}
+		f = read(config, &rbacfilterv3.RBAC{}, a.rbac)
 	case config.MessageIs((*jwtv3.JwtAuthentication)(nil)):
-		var m jwtv3.JwtAuthentication
-		if f = extension(config, &m); f == nil {
-			f = a.tokens(&m)
-		}
+		f = read(config, &jwtv3.JwtAuthentication{}, a.tokens)
 	case config.MessageIs((*extauthzv3.ExtAuthz)(nil)):
-		var m extauthzv3.ExtAuthz
-		if f = extension(config, &m); f == nil {
-			f = a.external(&m)
-		}
+		f = read(config, &extauthzv3.ExtAuthz{}, a.external)
 	case config.MessageIs((*ratelimitv3.LocalRateLimit)(nil)):
-		var m ratelimitv3.LocalRateLimit
-		if f = extension(config, &m); f == nil {
-			f = a.rateLimit(name, &m, disabled)
-		}
+		f = read(config, &ratelimitv3.LocalRateLimit{}, func(m *ratelimitv3.LocalRateLimit) *fault {
+			return a.rateLimit(name, m, disabled)
+		})
 	default:
 		return false, nil
 	}
@@ -92,6 +83,14 @@ func (a *access) filter(name string, config *anypb.Any, disabled bool) (known bo
 	}
 	a.enforced[name] = true
 	return true, f.under("typed_config")
+}
+
+// read decodes the configuration of a filter into m and hands it on.
+func read[M proto.Message](config *anypb.Any, m M, to func(M) *fault) *fault {
+	if f := extension(config, m); f != nil {
+		return f
+	}
+	return to(m)
 }
 
 // reach moves on to a stage. Once allows nothing of the same stage before it.

@@ -337,7 +337,7 @@ func TestTokenErrorsNameTheField(t *testing.T) {
 		{localKeysOf, rule(`{"requires_all": {"requirements": [{"provider_name": "p"}, {}]}}`), filter + ".rules[0].requires.requires_all.requirements[1]"},
 		{localKeysOf, rule(`{"extract_only_without_validation": {}}`), filter + ".rules[0].requires.extract_only_without_validation"},
 		{localKeysOf, `, "rules": [{"requires": {"provider_name": "p"}}]`, filter + ".rules[0].match"},
-		{localKeysOf, `, "rules": [{"match": {"connect_matcher": {}}}]`, filter + ".rules[0].match.connect_matcher"},
+		{localKeysOf, `, "rules": [{"match": {"connect_matcher": {}, "cookies": [{"name": "x"}]}}]`, filter + ".rules[0].match.cookies"},
 		{localKeysOf, `, "rules": [{"match": {"path_match_policy": {"name": "x"}}}]`, filter + ".rules[0].match.path_match_policy.typed_config"},
 		{localKeysOf, `, "rules": [{"match": {"prefix": "/"}, "requirement_name": "n"}]`, filter + ".rules[0].requirement_name"},
 		{localKeysOf, `, "requirement_map": {"n": {"provider_name": "q"}}`, filter + `.requirement_map["n"].provider_name`},

@@ -90,8 +90,8 @@ func TestAuthorizerErrorsNameTheField(t *testing.T) {
 		{strings.Replace(grpcService, `"transport_api_version": "V3", `, "", 1), at + ".transport_api_version"},
 		{grpc(`"google_grpc": {"target_uri": "x", "stat_prefix": "x"}`), at + ".grpc_service.google_grpc"},
 		{grpc(``), at + ".grpc_service"},
-		{grpc(`"envoy_grpc": {"cluster_name": "authz"}`), at + ".grpc_service.envoy_grpc.cluster"},
-		{grpc(`"envoy_grpc": {"cluster_name": "outbound|0||authz"}`), at + ".grpc_service.envoy_grpc.cluster"},
+		{grpc(`"envoy_grpc": {"cluster_name": "authz"}`), at + ".grpc_service.envoy_grpc.cluster_name"},
+		{grpc(`"envoy_grpc": {"cluster_name": "outbound|0||authz"}`), at + ".grpc_service.envoy_grpc.cluster_name"},
 		{grpc(`"envoy_grpc": {"cluster_name": "a:1", "authority": "b"}`), at + ".grpc_service.envoy_grpc.authority"},
 		{grpc(`"envoy_grpc": {"cluster_name": "a:1"}, "timeout": "0s"`), at + ".grpc_service.timeout"},
 		{grpc(`"envoy_grpc": {"cluster_name": "a:1"}, "initial_metadata": [{"key": "a", "value": "b"}]`), at + ".grpc_service.initial_metadata"},
@@ -221,5 +221,29 @@ func TestPaths(t *testing.T) {
 		if err != nil || in.Plain.Paths != want {
 			t.Errorf("%s: %+v, %v", fields, in, err)
 		}
+	}
+}
+
+// Trusted proxies are believed where they are counted, as for Istio's gateways. What istiod
+// sends to sidecars counts none, and then nobody is believed.
+func TestTrustedHops(t *testing.T) {
+	for fields, want := range map[string]int{
+		``: 0, `"use_remote_address": false, `: 0, `"use_remote_address": true, `: 0, `"use_remote_address": true, "xff_num_trusted_hops": 0, `: 0,
+		`"use_remote_address": true, "xff_num_trusted_hops": 1, `: 1, `"use_remote_address": true, "xff_num_trusted_hops": 7, `: 7,
+	} {
+		_, in, err := Inbound(listenerOf(t, inboundOf(`"filter_chains": [`+chain(fields+everyInbound, "")+`]`)))
+		if err != nil || in.Plain.TrustedHops != want {
+			t.Errorf("%s: %+v, %v", fields, in, err)
+		}
+	}
+	const at = "filter_chains[0].filters[0].typed_config."
+	for fields, path := range map[string]string{
+		`"xff_num_trusted_hops": 1, `:                                                        at + "xff_num_trusted_hops",
+		`"use_remote_address": false, "xff_num_trusted_hops": 1, `:                           at + "xff_num_trusted_hops",
+		`"original_ip_detection_extensions": [{"name": "x"}], `:                              at + "original_ip_detection_extensions",
+		`"use_remote_address": true, "forward_client_cert_details": "ALWAYS_FORWARD_ONLY", `: at + "forward_client_cert_details",
+	} {
+		_, _, err := Inbound(listenerOf(t, inboundOf(`"filter_chains": [`+chain(fields+everyInbound, "")+`]`)))
+		t.Run(fields, func(t *testing.T) { requirePath(t, err, path) })
 	}
 }

@@ -132,6 +132,29 @@ func typeName(a *anypb.Any) string {
 	return url[strings.LastIndexByte(url, '/')+1:]
 }
 
+// each reads the elements of a repeated field; none gives nil.
+func each[M, T any](field string, list []M, one func(M) (T, *fault)) ([]T, *fault) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := make([]T, len(list))
+	for i, m := range list {
+		var f *fault
+		if out[i], f = one(m); f != nil {
+			return nil, f.underIndex(field, i)
+		}
+	}
+	return out, nil
+}
+
+// some is each for a field that must not be empty.
+func some[M, T any](field string, list []M, one func(M) (T, *fault)) ([]T, *fault) {
+	if len(list) == 0 {
+		return nil, faultf(field, "there is none")
+	}
+	return each(field, list, one)
+}
+
 // duration reads a duration that must not be negative. It returns def where
 // the field is not set. Durations beyond 292 years become just that.
 func duration(field string, d *durationpb.Duration, def time.Duration) (time.Duration, *fault) {

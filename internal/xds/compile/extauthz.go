@@ -137,7 +137,7 @@ func authorizerGRPC(m *extauthzv3.ExtAuthz, out *snapshot.ExternalAuthorizer) *f
 	}
 	var f *fault
 	if out.Host, f = clusterHost(service.GetEnvoyGrpc().GetClusterName()); f != nil {
-		return f.under("envoy_grpc").under("grpc_service")
+		return f.under("cluster_name").under("envoy_grpc").under("grpc_service")
 	}
 	host, _, _ := net.SplitHostPort(out.Host)
 	if authority := service.GetEnvoyGrpc().GetAuthority(); authority != "" && authority != out.Host && authority != host {
@@ -158,7 +158,7 @@ func authorizerHTTP(m *extauthzv3.HttpService, out *snapshot.ExternalAuthorizer)
 	}
 	var f *fault
 	if out.Host, f = clusterHost(server.GetCluster()); f != nil {
-		return f.under("server_uri")
+		return f.under("cluster").under("server_uri")
 	}
 	if out.Timeout, f = positive("timeout", server.GetTimeout(), DefaultAuthorizerTimeout); f != nil {
 		return f.under("server_uri")
@@ -212,17 +212,7 @@ func stringMatches(m *matcherv3.ListStringMatcher) ([]routing.StringMatch, *faul
 	if m == nil {
 		return nil, nil
 	}
-	if len(m.GetPatterns()) == 0 {
-		return nil, faultf("patterns", "there is none")
-	}
-	out := make([]routing.StringMatch, len(m.GetPatterns()))
-	for i, p := range m.GetPatterns() {
-		var f *fault
-		if out[i], f = stringMatch(p); f != nil {
-			return nil, f.underIndex("patterns", i)
-		}
-	}
-	return out, nil
+	return some("patterns", m.GetPatterns(), stringMatch)
 }
 
 func authorizerHeader(h *corev3.HeaderValue, out *snapshot.ExternalHTTP) *fault {
@@ -260,7 +250,6 @@ func isToken(s string) bool {
 // form, "outbound|port||host", or "host:port" itself. There is no other way to
 // a cluster than a host that is called through the mesh.
 func clusterHost(cluster string) (string, *fault) {
-	field := "cluster"
 	parts := strings.Split(cluster, "|")
 	host, port := "", ""
 	if len(parts) == 4 && parts[0] == "outbound" && parts[2] == "" {
@@ -270,7 +259,7 @@ func clusterHost(cluster string) (string, *fault) {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r != ':' && notInName(r) }) {
-		return "", faultf(field, `%q is neither "outbound|port||host" nor "host:port"`, cluster)
+		return "", faultf("", `%q is neither "outbound|port||host" nor "host:port"`, cluster)
 	}
 	return net.JoinHostPort(host, strconv.FormatUint(n, 10)), nil
 }

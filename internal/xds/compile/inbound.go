@@ -207,6 +207,9 @@ func serverManager(hcm *hcmv3.HttpConnectionManager, in *snapshot.Inbound, out *
 	if out.Paths, f = paths(hcm); f != nil {
 		return f
 	}
+	if out.TrustedHops, f = trustedHops(hcm); f != nil {
+		return f
+	}
 	switch {
 	case hcm.GetRds() != nil:
 		return faultf("rds", "not supported in a listener for an address")
@@ -232,6 +235,22 @@ func paths(hcm *hcmv3.HttpConnectionManager) (identity.PathOptions, *fault) {
 		return o, faultf("path_with_escaped_slashes_action", "value %d is not known", action)
 	}
 	return o, nil
+}
+
+// trustedHops reads how many proxies in front of the process are believed about the
+// caller. In Envoy, use_remote_address false means that the peer has already written
+// X-Forwarded-For, so that one entry of it is believed beyond the hops, even without
+// any: istiod sends that to sidecars, behind a gateway. Here the peer may be any caller,
+// who would write its own address into the header and pass rules on remote.ip with it.
+// So without hops nobody is believed, and hops are taken only in the mode in which
+// they are all that is.
+// https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-for
+func trustedHops(hcm *hcmv3.HttpConnectionManager) (int, *fault) {
+	hops := hcm.GetXffNumTrustedHops()
+	if hops > 0 && !hcm.GetUseRemoteAddress().GetValue() {
+		return 0, faultf("xff_num_trusted_hops", "not supported without use_remote_address")
+	}
+	return int(hops), nil
 }
 
 func noLimits(o *corev3.HttpProtocolOptions) *fault {

@@ -53,8 +53,8 @@ func (a *access) routes(routes []*routev3.Route, ofHost, all replacements) *faul
 	var out []snapshot.InboundRoute
 	differ := false
 	for i, r := range routes {
-		var match routing.Match
-		f := matchOf(r, &match)
+		var route snapshot.InboundRoute
+		f := match(r.GetMatch(), &route.Match).under("match")
 		own, ownFault := a.replacements(r.GetTypedPerFilterConfig())
 		switch {
 		case f != nil:
@@ -66,24 +66,20 @@ func (a *access) routes(routes []*routev3.Route, ofHost, all replacements) *faul
 		if f != nil {
 			return f.underIndex("routes", i)
 		}
-		limits := a.limitsOf(own, ofHost, all)
-		differ = differ || i > 0 && !slices.Equal(limits, out[0].RateLimits)
-		out = append(out, snapshot.InboundRoute{Match: match, RateLimits: limits})
+		route.RateLimits = a.limitsOf(own, ofHost, all)
+		differ = differ || i > 0 && !slices.Equal(route.RateLimits, out[0].RateLimits)
+		out = append(out, route)
 		if !everyRequest(r.GetMatch()) {
 			continue
 		}
 		if differ {
 			a.chain.Routes = out
 		} else {
-			a.chain.RateLimits = append(a.chain.RateLimits, limits...)
+			a.chain.RateLimits = append(a.chain.RateLimits, route.RateLimits...)
 		}
 		return nil
 	}
 	return faultf("routes", "none matches every request: to refuse the others is not supported")
-}
-
-func matchOf(r *routev3.Route, out *routing.Match) *fault {
-	return match(r.GetMatch(), out).under("match")
 }
 
 func everyRequest(m *routev3.RouteMatch) bool {
@@ -196,7 +192,8 @@ func identityLimit(v *structpb.Value) (*resilience.RateLimit, *fault) {
 		return nil, f
 	}
 	whole := routing.Fraction{PerMillion: 1_000_000}
-	c := resilience.RateLimitConfig{Name: "identity_rate_limit", Principals: &resilience.PrincipalLimit{}, Enabled: whole, Enforced: whole}
+	// gRPC calls are refused as by Linkerd, whose limits these are.
+	c := resilience.RateLimitConfig{Name: "identity_rate_limit", Principals: &resilience.PrincipalLimit{}, Enabled: whole, Enforced: whole, ResourceExhausted: true}
 	if c.Identity, f = limitIdentity(c.Name, v); f != nil {
 		return nil, f
 	}
@@ -209,12 +206,8 @@ func identityLimit(v *structpb.Value) (*resilience.RateLimit, *fault) {
 	if f != nil {
 		return nil, f.under("overrides")
 	}
-	for i, o := range overrides {
-		override, f := principalOverride(o)
-		if f != nil {
-			return nil, f.underIndex("overrides", i)
-		}
-		c.Principals.Overrides = append(c.Principals.Overrides, override)
+	if c.Principals.Overrides, f = each("overrides", overrides, principalOverride); f != nil {
+		return nil, f
 	}
 	limit, err := resilience.NewRateLimit(c)
 	if err != nil {

@@ -49,12 +49,10 @@ func (a *access) tokens(m *jwtv3.JwtAuthentication) *fault {
 		}
 	}
 	a.rules.tokens = true
-	for i, r := range m.GetRules() {
-		rule, f := tokenRule(m, r)
-		if f != nil {
-			return f.underIndex("rules", i)
-		}
-		config.Rules = append(config.Rules, rule)
+	var f *fault
+	config.Rules, f = each("rules", m.GetRules(), func(r *jwtv3.RequirementRule) (identity.JWTRule, *fault) { return tokenRule(m, r) })
+	if f != nil {
+		return f
 	}
 	for _, name := range sortedKeys(m.GetRequirementMap()) {
 		// Those that no rule names must hold up as well.
@@ -152,7 +150,7 @@ func remoteKeys(m *jwtv3.RemoteJwks) (*snapshot.RemoteKeys, *fault) {
 	}
 	at, f := clusterHost(m.GetHttpUri().GetCluster())
 	if f != nil {
-		return nil, f.under("http_uri")
+		return nil, f.under("cluster").under("http_uri")
 	}
 	if !sameHost(u, at) {
 		return nil, faultf("http_uri.cluster", "%q is not the host in the URI, from which keys are fetched", m.GetHttpUri().GetCluster())
@@ -203,17 +201,21 @@ func tokenRule(m *jwtv3.JwtAuthentication, r *jwtv3.RequirementRule) (rule ident
 }
 
 func tokenMatch(m *routev3.RouteMatch) (out routing.Match, t *identity.PathTemplate, f *fault) {
-	p, ok := m.GetPathSpecifier().(*routev3.RouteMatch_PathMatchPolicy)
-	if !ok {
+	switch p := m.GetPathSpecifier().(type) {
+	case *routev3.RouteMatch_PathMatchPolicy:
+		parsed, f := template(p.PathMatchPolicy)
+		if f != nil {
+			return out, nil, f.under("path_match_policy")
+		}
+		out.Path, t = routing.PathMatch{Kind: routing.PathPrefix}, &parsed
+	case *routev3.RouteMatch_ConnectMatcher_:
+		out.Path = routing.PathMatch{Kind: routing.PathPrefix}
+		out.Headers = append(out.Headers, routing.HeaderMatch{Name: routing.NewHeaderName(":method"), String: routing.Exact("CONNECT", false)})
+	default:
 		f = match(m, &out)
 		return out, nil, f
 	}
-	parsed, f := template(p.PathMatchPolicy)
-	if f != nil {
-		return out, nil, f.under("path_match_policy")
-	}
-	out.Path = routing.PathMatch{Kind: routing.PathPrefix}
-	return out, &parsed, conditionsBesidePath(m, &out)
+	return out, t, conditionsBesidePath(m, &out)
 }
 
 func requirement(m *jwtv3.JwtAuthentication, r *jwtv3.JwtRequirement) (q identity.Requirement, f *fault) {
@@ -239,17 +241,7 @@ func requirement(m *jwtv3.JwtAuthentication, r *jwtv3.JwtRequirement) (q identit
 }
 
 func requirements(m *jwtv3.JwtAuthentication, list []*jwtv3.JwtRequirement) ([]identity.Requirement, *fault) {
-	if len(list) == 0 {
-		return nil, faultf("requirements", "there is none")
-	}
-	out := make([]identity.Requirement, len(list))
-	for i, r := range list {
-		var f *fault
-		if out[i], f = requirement(m, r); f != nil {
-			return nil, f.underIndex("requirements", i)
-		}
-	}
-	return out, nil
+	return some("requirements", list, func(r *jwtv3.JwtRequirement) (identity.Requirement, *fault) { return requirement(m, r) })
 }
 
 func knownProvider(m *jwtv3.JwtAuthentication, name string) *fault {

@@ -74,7 +74,7 @@ func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *faul
 	if f := commonManager(hcm); f != nil {
 		return f
 	}
-	// How the paths of requests that come in are read.
+	// How requests that come in are read. use_remote_address says nothing of its own here.
 	for _, field := range []struct {
 		name string
 		set  bool
@@ -82,6 +82,7 @@ func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *faul
 		{"normalize_path", hcm.GetNormalizePath().GetValue()},
 		{"merge_slashes", hcm.GetMergeSlashes()},
 		{"path_with_escaped_slashes_action", hcm.GetPathWithEscapedSlashesAction() > hcmv3.HttpConnectionManager_KEEP_UNCHANGED},
+		{"xff_num_trusted_hops", hcm.GetXffNumTrustedHops() > 0},
 	} {
 		if field.set {
 			return faultf(field.name, "not supported in a listener for outbound requests")

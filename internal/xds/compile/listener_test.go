@@ -81,6 +81,7 @@ func TestListenerErrorsNameTheField(t *testing.T) {
 		{with(`"common_http_protocol_options": {"max_stream_duration": "-1s"}`), at + ".common_http_protocol_options.max_stream_duration"},
 		{with(`"stream_idle_timeout": "5s"`), at + ".stream_idle_timeout"},
 		{with(`"xff_num_trusted_hops": 1`), at + ".xff_num_trusted_hops"},
+		{with(`"use_remote_address": true, "xff_num_trusted_hops": 1`), at + ".xff_num_trusted_hops"},
 		{with(`"upgrade_configs": [{"upgrade_type": "websocket", "filters": [{}]}]`), at + ".upgrade_configs[0].filters"},
 		{with(`"local_reply_config": {}`), at + ".local_reply_config"},
 		{with(`"normalize_path": true`), at + ".normalize_path"},

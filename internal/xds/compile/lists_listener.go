@@ -35,18 +35,18 @@ var listenerLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": {
 		enforced: "rds route_config http_filters common_http_protocol_options upgrade_configs stream_idle_timeout " +
-			"normalize_path merge_slashes path_with_escaped_slashes_action",
+			"normalize_path merge_slashes path_with_escaped_slashes_action use_remote_address xff_num_trusted_hops",
 		// Statistics, logs, traces and request IDs; how long a proxy drains; the
 		// headers by which proxies tell each other where a request came from;
 		// response headers that name the proxy.
 		harmless: "codec_type stat_prefix tracing access_log access_log_flush_interval flush_access_log_on_new_request " +
 			"access_log_options generate_request_id preserve_external_request_id always_set_request_id_in_response " +
 			"request_id_extension drain_timeout drain_timeout_jitter delayed_close_timeout http1_safe_max_connection_duration " +
-			"add_user_agent server_name server_header_transformation use_remote_address skip_xff_append via " +
+			"add_user_agent server_name server_header_transformation skip_xff_append via " +
 			"represent_ipv4_remote_address_as_ipv4_mapped_ipv6 append_x_forwarded_port append_local_overload " +
 			"proxy_status_config add_proxy_protocol_connection_state record_route_resolution_stats",
 		refused: "scoped_routes http_protocol_options http2_protocol_options http3_protocol_options scheme_header_transformation " +
-			"max_request_headers_kb stream_flush_timeout request_timeout request_headers_timeout xff_num_trusted_hops " +
+			"max_request_headers_kb stream_flush_timeout request_timeout request_headers_timeout " +
 			"original_ip_detection_extensions early_header_mutation_extensions internal_address_config " +
 			"forward_client_cert_details set_current_client_cert_details forward_client_cert_matcher proxy_100_continue " +
 			"local_reply_config strip_matching_host_port " +

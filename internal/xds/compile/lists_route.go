@@ -30,10 +30,11 @@ var routeLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.config.route.v3.NonForwardingAction": {},
 	"envoy.config.route.v3.RouteMatch": {
-		enforced: "prefix path safe_regex path_separated_prefix path_match_policy case_sensitive runtime_fraction headers query_parameters grpc",
-		refused:  "connect_matcher cookies tls_context dynamic_metadata filter_state",
+		enforced: "prefix path safe_regex path_separated_prefix path_match_policy connect_matcher case_sensitive runtime_fraction headers query_parameters grpc",
+		refused:  "cookies tls_context dynamic_metadata filter_state",
 	},
 	"envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions": {},
+	"envoy.config.route.v3.RouteMatch.ConnectMatcher":        {},
 	"envoy.config.route.v3.HeaderMatcher": {
 		enforced: "name exact_match safe_regex_match range_match present_match prefix_match suffix_match contains_match " +
 			"string_match invert_match treat_missing_header_as_empty",

@@ -22,19 +22,13 @@ func match(m *routev3.RouteMatch, out *routing.Match) *fault {
 
 func conditionsBesidePath(m *routev3.RouteMatch, out *routing.Match) *fault {
 	out.GRPC = m.GetGrpc() != nil
-	for i, h := range m.GetHeaders() {
-		hm, f := headerMatch(h)
-		if f != nil {
-			return f.underIndex("headers", i)
-		}
-		out.Headers = append(out.Headers, hm)
+	headers, f := each("headers", m.GetHeaders(), headerMatch)
+	if f != nil {
+		return f
 	}
-	for i, q := range m.GetQueryParameters() {
-		qm, f := queryMatch(q)
-		if f != nil {
-			return f.underIndex("query_parameters", i)
-		}
-		out.Query = append(out.Query, qm)
+	out.Headers = append(out.Headers, headers...)
+	if out.Query, f = each("query_parameters", m.GetQueryParameters(), queryMatch); f != nil {
+		return f
 	}
 	if m.GetRuntimeFraction() != nil {
 		perMillion, f := runtimeFraction(m.GetRuntimeFraction())
@@ -67,6 +61,8 @@ func pathMatch(m *routev3.RouteMatch, out *routing.PathMatch) *fault {
 		*out = routing.PathMatch{Kind: routing.PathRegex, Regex: re}
 	case *routev3.RouteMatch_PathMatchPolicy:
 		return faultf("path_match_policy", notSupported)
+	case *routev3.RouteMatch_ConnectMatcher_:
+		return faultf("connect_matcher", notSupported)
 	default:
 		return faultf("", "there is no condition on the path")
 	}

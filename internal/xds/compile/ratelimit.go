@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"math"
-	"net/netip"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,7 +15,6 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 )
@@ -86,24 +84,16 @@ func rateLimit(filter string, m *ratelimitv3.LocalRateLimit) (*resilience.RateLi
 		}
 		c.Bucket = &b
 	}
-	for i, d := range m.GetDescriptors() {
-		descriptor, f := limitDescriptor(d)
-		if f != nil {
-			return nil, f.underIndex("descriptors", i)
-		}
-		c.Descriptors = append(c.Descriptors, descriptor)
-	}
-	for i, l := range m.GetRateLimits() {
-		actions, f := limitActions(l)
-		if f != nil {
-			return nil, f.underIndex("rate_limits", i)
-		}
-		c.Actions = append(c.Actions, actions)
-	}
-	if c.ResponseHeaders, f = limitHeaders("response_headers_to_add", m.GetResponseHeadersToAdd()); f != nil {
+	if c.Descriptors, f = each("descriptors", m.GetDescriptors(), limitDescriptor); f != nil {
 		return nil, f
 	}
-	if c.RequestHeaders, f = limitHeaders("request_headers_to_add_when_not_enforced", m.GetRequestHeadersToAddWhenNotEnforced()); f != nil {
+	if c.Actions, f = each("rate_limits", m.GetRateLimits(), limitActions); f != nil {
+		return nil, f
+	}
+	if c.ResponseHeaders, f = each("response_headers_to_add", m.GetResponseHeadersToAdd(), limitHeader); f != nil {
+		return nil, f
+	}
+	if c.RequestHeaders, f = each("request_headers_to_add_when_not_enforced", m.GetRequestHeadersToAddWhenNotEnforced(), limitHeader); f != nil {
 		return nil, f
 	}
 	limit, err := resilience.NewRateLimit(c)
@@ -161,13 +151,8 @@ func limitActions(m *routev3.RateLimit) (out resilience.LimitActions, f *fault) 
 		}
 		out.Hits = uint32(n)
 	}
-	out.Actions = make([]resilience.LimitAction, len(m.GetActions()))
-	for i, a := range m.GetActions() {
-		if out.Actions[i], f = limitAction(a); f != nil {
-			return out, f.underIndex("actions", i)
-		}
-	}
-	return out, nil
+	out.Actions, f = each("actions", m.GetActions(), limitAction)
+	return out, f
 }
 
 func limitAction(m *routev3.RateLimit_Action) (a resilience.LimitAction, f *fault) {
@@ -196,66 +181,48 @@ func limitAction(m *routev3.RateLimit_Action) (a resilience.LimitAction, f *faul
 		h := s.HeaderValueMatch
 		a = resilience.LimitAction{
 			Kind: resilience.LimitHeaderMatch, Key: h.GetDescriptorKey(), Value: h.GetDescriptorValue(),
-			Invert: h.GetExpectMatch() != nil && !h.GetExpectMatch().GetValue(), Headers: make([]routing.HeaderMatch, len(h.GetHeaders())),
+			Invert: h.GetExpectMatch() != nil && !h.GetExpectMatch().GetValue(),
 		}
-		for i, m := range h.GetHeaders() {
-			if a.Headers[i], f = headerMatch(m); f != nil {
-				return a, f.underIndex("headers", i).under("header_value_match")
-			}
-		}
-		return a, nil
+		a.Headers, f = each("headers", h.GetHeaders(), headerMatch)
+		return a, f.under("header_value_match")
 	case *routev3.RateLimit_Action_QueryParameterValueMatch_:
 		q := s.QueryParameterValueMatch
 		a = resilience.LimitAction{
 			Kind: resilience.LimitQueryMatch, Key: q.GetDescriptorKey(), Value: q.GetDescriptorValue(),
-			Invert: q.GetExpectMatch() != nil && !q.GetExpectMatch().GetValue(), Query: make([]routing.QueryMatch, len(q.GetQueryParameters())),
+			Invert: q.GetExpectMatch() != nil && !q.GetExpectMatch().GetValue(),
 		}
-		for i, m := range q.GetQueryParameters() {
-			if a.Query[i], f = queryMatch(m); f != nil {
-				return a, f.underIndex("query_parameters", i).under("query_parameter_value_match")
-			}
-		}
-		return a, nil
+		a.Query, f = each("query_parameters", q.GetQueryParameters(), queryMatch)
+		return a, f.under("query_parameter_value_match")
 	case *routev3.RateLimit_Action_RemoteAddressMatch_:
 		r := s.RemoteAddressMatch
-		ranges := r.GetAddressMatcher().GetRanges()
 		a = resilience.LimitAction{
 			Kind: resilience.LimitAddressMatch, Key: r.GetDescriptorKey(), Value: r.GetDescriptorValue(),
-			Invert: r.GetAddressMatcher().GetInvertMatch(), Ranges: make([]netip.Prefix, len(ranges)),
+			Invert: r.GetAddressMatcher().GetInvertMatch(),
 		}
-		for i, m := range ranges {
-			var err error
-			if a.Ranges[i], err = identity.CIDR(m.GetAddressPrefix(), int(m.GetPrefixLen().GetValue())); err != nil {
-				return a, faultf("", "%v", err).underIndex("ranges", i).under("address_matcher").under("remote_address_match")
-			}
-		}
-		return a, nil
+		a.Ranges, f = each("ranges", r.GetAddressMatcher().GetRanges(), cidr)
+		return a, f.under("address_matcher").under("remote_address_match")
 	default:
 		return a, faultf("", "there is no action that is known")
 	}
 }
 
-func limitHeaders(field string, list []*corev3.HeaderValueOption) ([]resilience.LimitHeader, *fault) {
-	var out []resilience.LimitHeader
-	for i, h := range list {
-		header := resilience.LimitHeader{Name: h.GetHeader().GetKey(), Value: h.GetHeader().GetValue()}
-		switch action := h.GetAppendAction(); {
-		case h.GetAppend() != nil && action != corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD:
-			return nil, faultf("append", "not supported beside append_action").underIndex(field, i)
-		case action == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD:
-			header.Replace = h.GetAppend() != nil && !h.GetAppend().GetValue()
-		case action == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
-			header.Replace = true
-		default:
-			return nil, faultf("append_action", "%v is not supported", action).underIndex(field, i)
-		}
-		if !canSet(header.Name) {
-			return nil, faultf("header.key", "%q is not the name of a header that can be set", header.Name).underIndex(field, i)
-		}
-		if strings.Contains(header.Value, "%") || strings.ContainsFunc(header.Value, isControl) {
-			return nil, faultf("header.value", "a format or a control character is not supported").underIndex(field, i)
-		}
-		out = append(out, header)
+func limitHeader(m *corev3.HeaderValueOption) (h resilience.LimitHeader, f *fault) {
+	h = resilience.LimitHeader{Name: m.GetHeader().GetKey(), Value: m.GetHeader().GetValue()}
+	switch action := m.GetAppendAction(); {
+	case m.GetAppend() != nil && action != corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD:
+		return h, faultf("append", "not supported beside append_action")
+	case action == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD:
+		h.Replace = m.GetAppend() != nil && !m.GetAppend().GetValue()
+	case action == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
+		h.Replace = true
+	default:
+		return h, faultf("append_action", "%v is not supported", action)
 	}
-	return out, nil
+	if !canSet(h.Name) {
+		return h, faultf("header.key", "%q is not the name of a header that can be set", h.Name)
+	}
+	if strings.Contains(h.Value, "%") || strings.ContainsFunc(h.Value, isControl) {
+		return h, faultf("header.value", "a format or a control character is not supported")
+	}
+	return h, nil
 }

@@ -11,6 +11,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sinew-mesh/sinew/identity"
 )
@@ -45,30 +46,16 @@ func (r *rulesReader) ruleSet(m *rbacv3.RBAC, action identity.Action, dryRun boo
 }
 
 func (r *rulesReader) rule(m *rbacv3.Policy) (out identity.Rule, f *fault) {
-	if out.Permissions, f = conditions("permissions", m.GetPermissions(), r.permission); f != nil {
+	// Without any, a policy would match nothing in Envoy.
+	if out.Permissions, f = some("permissions", m.GetPermissions(), r.permission); f != nil {
 		return out, f
 	}
-	out.Principals, f = conditions("principals", m.GetPrincipals(), r.principal)
+	out.Principals, f = some("principals", m.GetPrincipals(), r.principal)
 	return out, f
 }
 
-// conditions reads a list, which must not be empty: an empty one matches nothing in Envoy.
-func conditions[M any](field string, list []M, one func(M) (identity.Condition, *fault)) ([]identity.Condition, *fault) {
-	if len(list) == 0 {
-		return nil, faultf(field, "there is none")
-	}
-	out := make([]identity.Condition, len(list))
-	for i, m := range list {
-		var f *fault
-		if out[i], f = one(m); f != nil {
-			return nil, f.underIndex(field, i)
-		}
-	}
-	return out, nil
-}
-
 func combined[M any](field string, list []M, one func(M) (identity.Condition, *fault), combine func(...identity.Condition) (identity.Condition, error)) (identity.Condition, *fault) {
-	parts, f := conditions(field, list, one)
+	parts, f := some(field, list, one)
 	if f != nil {
 		return identity.Condition{}, f
 	}
@@ -263,11 +250,23 @@ func template(m *corev3.TypedExtensionConfig) (identity.PathTemplate, *fault) {
 }
 
 func rangeCondition(m *corev3.CidrRange, in func(netip.Prefix) (identity.Condition, error)) (identity.Condition, *fault) {
-	p, err := identity.CIDR(m.GetAddressPrefix(), int(m.GetPrefixLen().GetValue()))
-	if err != nil {
-		return identity.Condition{}, faultf("", "%v", err)
+	p, f := cidr(m)
+	if f != nil {
+		return identity.Condition{}, f
 	}
 	return made(in(p))
+}
+
+// cidr reads a range, of Envoy's or of xDS' own message.
+func cidr[M interface {
+	GetAddressPrefix() string
+	GetPrefixLen() *wrapperspb.UInt32Value
+}](m M) (netip.Prefix, *fault) {
+	p, err := identity.CIDR(m.GetAddressPrefix(), int(m.GetPrefixLen().GetValue()))
+	if err != nil {
+		return p, faultf("", "%v", err)
+	}
+	return p, nil
 }
 
 // tokenFilter is the filter that verified tokens leave their claims under.
@@ -327,17 +326,11 @@ func valueMatch(m *matcherv3.ValueMatcher) (identity.ValueMatch, *fault) {
 		element, f := valueMatch(p.ListMatch.GetOneOf())
 		return identity.ValueInList(element), f.under("one_of").under("list_match")
 	case *matcherv3.ValueMatcher_OrMatch:
-		among := make([]identity.ValueMatch, len(p.OrMatch.GetValueMatchers()))
-		if len(among) < 2 {
+		if len(p.OrMatch.GetValueMatchers()) < 2 {
 			return identity.ValueMatch{}, faultf("or_match.value_matchers", "there are fewer than two")
 		}
-		for i, m := range p.OrMatch.GetValueMatchers() {
-			var f *fault
-			if among[i], f = valueMatch(m); f != nil {
-				return identity.ValueMatch{}, f.underIndex("value_matchers", i).under("or_match")
-			}
-		}
-		return identity.ValueOneOf(among...), nil
+		among, f := each("value_matchers", p.OrMatch.GetValueMatchers(), valueMatch)
+		return identity.ValueOneOf(among...), f.under("or_match")
 	default:
 		return identity.ValueMatch{}, faultf("", "there is no condition that is known")
 	}

@@ -52,10 +52,10 @@ func retryPolicy(m *routev3.RetryPolicy) (*resilience.RetryPolicy, *fault) {
 			return nil, f.under("rate_limited_retry_back_off")
 		}
 	}
-	if p.Headers, f = headerMatches("retriable_headers", m.GetRetriableHeaders()); f != nil {
+	if p.Headers, f = each("retriable_headers", m.GetRetriableHeaders(), headerMatch); f != nil {
 		return nil, f
 	}
-	if p.RequestHeaders, f = headerMatches("retriable_request_headers", m.GetRetriableRequestHeaders()); f != nil {
+	if p.RequestHeaders, f = each("retriable_request_headers", m.GetRetriableRequestHeaders(), headerMatch); f != nil {
 		return nil, f
 	}
 	if err := p.Validate(); err != nil {
@@ -117,37 +117,26 @@ func backOff(m *routev3.RetryPolicy_RetryBackOff, p *resilience.RetryPolicy) *fa
 
 func rateLimitedBackOff(m *routev3.RetryPolicy_RateLimitedRetryBackOff) (*resilience.RateLimitedBackoff, *fault) {
 	b := &resilience.RateLimitedBackoff{}
-	if len(m.GetResetHeaders()) == 0 {
-		return nil, faultf("reset_headers", "there is none")
-	}
-	for i, h := range m.GetResetHeaders() {
-		reset := resilience.ResetHeader{Name: routing.NewHeaderName(h.GetName())}
-		if h.GetName() == "" {
-			return nil, faultf("name", "is empty").underIndex("reset_headers", i)
-		}
-		switch h.GetFormat() {
-		case routev3.RetryPolicy_SECONDS:
-			reset.Format = resilience.ResetSeconds
-		case routev3.RetryPolicy_UNIX_TIMESTAMP:
-			reset.Format = resilience.ResetUnixTimestamp
-		default:
-			return nil, faultf("format", "value %d is not known", h.GetFormat()).underIndex("reset_headers", i)
-		}
-		b.Headers = append(b.Headers, reset)
-	}
 	var f *fault
+	if b.Headers, f = some("reset_headers", m.GetResetHeaders(), resetHeader); f != nil {
+		return nil, f
+	}
 	b.MaxInterval, f = positive("max_interval", m.GetMaxInterval(), resilience.DefaultRateLimitedMax)
 	return b, f
 }
 
-func headerMatches(field string, list []*routev3.HeaderMatcher) ([]routing.HeaderMatch, *fault) {
-	var out []routing.HeaderMatch
-	for i, m := range list {
-		h, f := headerMatch(m)
-		if f != nil {
-			return nil, f.underIndex(field, i)
-		}
-		out = append(out, h)
+func resetHeader(m *routev3.RetryPolicy_ResetHeader) (h resilience.ResetHeader, f *fault) {
+	if m.GetName() == "" {
+		return h, faultf("name", "is empty")
 	}
-	return out, nil
+	h.Name = routing.NewHeaderName(m.GetName())
+	switch m.GetFormat() {
+	case routev3.RetryPolicy_SECONDS:
+		h.Format = resilience.ResetSeconds
+	case routev3.RetryPolicy_UNIX_TIMESTAMP:
+		h.Format = resilience.ResetUnixTimestamp
+	default:
+		f = faultf("format", "value %d is not known", m.GetFormat())
+	}
+	return h, f
 }

@@ -108,7 +108,6 @@ func serverTLS(m *tlsv3.DownstreamTlsContext) (*snapshot.ServerTLS, *fault) {
 // certificate reads which certificate is presented; none is the zero value.
 func certificate(m *tlsv3.CommonTlsContext) (snapshot.CertificateSource, *fault) {
 	const files, secrets = "tls_certificates", "tls_certificate_sds_secret_configs"
-	const plugin, oldPlugin = "tls_certificate_provider_instance", "tls_certificate_certificate_provider_instance"
 	if n := len(m.GetTlsCertificates()); n > 1 {
 		return snapshot.CertificateSource{}, faultf(files, "%d certificates: not supported, only one is", n)
 	}
@@ -116,43 +115,47 @@ func certificate(m *tlsv3.CommonTlsContext) (snapshot.CertificateSource, *fault)
 		return snapshot.CertificateSource{}, faultf(secrets, "%d certificates: not supported, only one is", n)
 	}
 	var all choice[snapshot.CertificateSource]
+	var f *fault
 	for _, c := range m.GetTlsCertificates() {
-		source, f := certificateFiles(c)
-		all.add(files, source, f.underIndex(files, 0))
+		f = take(&all, files+"[0]", c, certificateFiles)
 	}
 	for _, c := range m.GetTlsCertificateSdsSecretConfigs() {
-		source, f := secretCertificate(c)
-		all.add(secrets, source, f.underIndex(secrets, 0))
+		if f == nil {
+			f = take(&all, secrets+"[0]", c, secretCertificate)
+		}
 	}
-	if p := m.GetTlsCertificateProviderInstance(); p != nil {
-		name, f := instance(p)
-		all.add(plugin, snapshot.CertificateSource{Instance: name}, f.under(plugin))
+	if f == nil {
+		f = take(&all, "tls_certificate_provider_instance", m.GetTlsCertificateProviderInstance(), providerCertificate)
 	}
-	if p := m.GetTlsCertificateCertificateProviderInstance(); p != nil {
-		name, f := instance(p)
-		all.add(oldPlugin, snapshot.CertificateSource{Instance: name}, f.under(oldPlugin))
+	if f == nil {
+		f = take(&all, "tls_certificate_certificate_provider_instance", m.GetTlsCertificateCertificateProviderInstance(), providerCertificate)
 	}
-	return all.value, all.f
+	return all.value, f
 }
 
 // choice is one value that several fields may give. Two that say the same are
 // as one: servers send old spellings beside new ones for the sake of old clients.
 type choice[T comparable] struct {
-	field string
+	field string // the first that was taken; "" while there is none
 	value T
-	f     *fault
 }
 
-func (c *choice[T]) add(field string, value T, f *fault) {
+// take reads a field into a choice, if it is set.
+func take[M comparable, T comparable](c *choice[T], field string, m M, read func(M) (T, *fault)) *fault {
+	var unset M
+	if m == unset {
+		return nil
+	}
+	value, f := read(m)
 	switch {
-	case c.f != nil:
 	case f != nil:
-		c.f = f
+		return f.under(field)
 	case c.field == "":
 		c.field, c.value = field, value
 	case c.value != value:
-		c.f = faultf(field, "not supported beside %s", c.field)
+		return faultf(field, "not supported beside %s", c.field)
 	}
+	return nil
 }
 
 func certificateFiles(m *tlsv3.TlsCertificate) (out snapshot.CertificateSource, f *fault) {
@@ -184,11 +187,27 @@ func file(m *corev3.DataSource) (string, *fault) {
 // instance reads the name of an entry of certificate_providers in the
 // bootstrap. A provider has one certificate and one set of roots, whatever
 // certificate_name says (gRFC A29).
-func instance(m interface{ GetInstanceName() string }) (string, *fault) {
-	if m.GetInstanceName() == "" {
+func instance(name string) (string, *fault) {
+	if name == "" {
 		return "", faultf("instance_name", "is empty")
 	}
-	return m.GetInstanceName(), nil
+	return name, nil
+}
+
+// providerCertificate and providerTrust read instances, of the older message or the newer one.
+func providerCertificate[M interface{ GetInstanceName() string }](m M) (out snapshot.CertificateSource, f *fault) {
+	out.Instance, f = instance(m.GetInstanceName())
+	return out, f
+}
+
+func providerTrust[M interface{ GetInstanceName() string }](m M) (out snapshot.TrustSource, f *fault) {
+	out.Instance, f = instance(m.GetInstanceName())
+	return out, f
+}
+
+func fileTrust(m *corev3.DataSource) (out snapshot.TrustSource, f *fault) {
+	out.CAFile, f = file(m)
+	return out, f
 }
 
 // The names that Istio's agent gives to secrets (istio/pkg/security).
@@ -256,6 +275,12 @@ func validation(m *tlsv3.CommonTlsContext) *tlsv3.CertificateValidationContext {
 	return m.GetValidationContext()
 }
 
+// Fields of roots that a context has by itself or in a combined one.
+const (
+	trustSecret   = "validation_context_sds_secret_config"
+	trustProvider = "validation_context_certificate_provider_instance"
+)
+
 // trust reads what the peer's certificate is verified with and which subject
 // alternative names it must have one of.
 func trust(m *tlsv3.CommonTlsContext) (snapshot.TrustSource, []identity.SANMatch, *fault) {
@@ -270,19 +295,11 @@ func trust(m *tlsv3.CommonTlsContext) (snapshot.TrustSource, []identity.SANMatch
 		sans, f = combinedContext(v.CombinedValidationContext, &all)
 		f = f.under("combined_validation_context")
 	case *tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig:
-		const field = "validation_context_sds_secret_config"
-		roots, fault := secretTrust(v.ValidationContextSdsSecretConfig)
-		all.add(field, roots, fault.under(field))
+		f = take(&all, trustSecret, v.ValidationContextSdsSecretConfig, secretTrust)
 	case *tlsv3.CommonTlsContext_ValidationContextCertificateProviderInstance:
-		const field = "validation_context_certificate_provider_instance"
-		name, fault := instance(v.ValidationContextCertificateProviderInstance)
-		all.add(field, snapshot.TrustSource{Instance: name}, fault.under(field))
+		f = take(&all, trustProvider, v.ValidationContextCertificateProviderInstance, providerTrust)
 	}
-	switch {
-	case f != nil:
-	case all.f != nil:
-		f = all.f
-	case all.field == "":
+	if f == nil && all.field == "" {
 		f = faultf("", "there are no roots to verify the peer with: every certificate would be taken")
 	}
 	return all.value, sans, f
@@ -293,65 +310,44 @@ func combinedContext(m *tlsv3.CommonTlsContext_CombinedCertificateValidationCont
 	if f != nil {
 		return nil, f.under("default_validation_context")
 	}
-	if s := m.GetValidationContextSdsSecretConfig(); s != nil {
-		const field = "validation_context_sds_secret_config"
-		roots, f := secretTrust(s)
-		all.add(field, roots, f.under(field))
+	if f = take(all, trustSecret, m.GetValidationContextSdsSecretConfig(), secretTrust); f != nil {
+		return nil, f
 	}
-	if p := m.GetValidationContextCertificateProviderInstance(); p != nil {
-		const field = "validation_context_certificate_provider_instance"
-		name, f := instance(p)
-		all.add(field, snapshot.TrustSource{Instance: name}, f.under(field))
-	}
-	f, all.f = all.f, nil
-	return sans, f
+	return sans, take(all, trustProvider, m.GetValidationContextCertificateProviderInstance(), providerTrust)
 }
 
 func validationContext(m *tlsv3.CertificateValidationContext, all *choice[snapshot.TrustSource]) ([]identity.SANMatch, *fault) {
-	if m.GetTrustedCa() != nil {
-		name, f := file(m.GetTrustedCa())
-		all.add("trusted_ca", snapshot.TrustSource{CAFile: name}, f.under("trusted_ca"))
-	}
-	if p := m.GetCaCertificateProviderInstance(); p != nil {
-		const field = "ca_certificate_provider_instance"
-		name, f := instance(p)
-		all.add(field, snapshot.TrustSource{Instance: name}, f.under(field))
-	}
-	if m.GetSystemRootCerts() != nil && all.field == "" && all.f == nil {
-		// Envoy and gRPC use them only where nothing else is said.
-		all.add("system_root_certs", snapshot.TrustSource{System: true}, nil)
-	}
-	if f := all.f; f != nil {
-		all.f = nil
+	if f := take(all, "trusted_ca", m.GetTrustedCa(), fileTrust); f != nil {
 		return nil, f
+	}
+	if f := take(all, "ca_certificate_provider_instance", m.GetCaCertificateProviderInstance(), providerTrust); f != nil {
+		return nil, f
+	}
+	if m.GetSystemRootCerts() != nil && all.field == "" {
+		// Envoy and gRPC use them only where nothing else is said.
+		all.field, all.value = "system_root_certs", snapshot.TrustSource{System: true}
 	}
 	return matchSANs(m)
 }
 
-func matchSANs(m *tlsv3.CertificateValidationContext) (out []identity.SANMatch, f *fault) {
+func matchSANs(m *tlsv3.CertificateValidationContext) ([]identity.SANMatch, *fault) {
 	const typed, untyped = "match_typed_subject_alt_names", "match_subject_alt_names"
 	if len(m.GetMatchTypedSubjectAltNames()) > 0 && len(m.GetMatchSubjectAltNames()) > 0 {
 		return nil, faultf(untyped, "not supported beside %s", typed)
 	}
-	for i, s := range m.GetMatchTypedSubjectAltNames() {
+	if len(m.GetMatchSubjectAltNames()) > 0 {
+		return each(untyped, m.GetMatchSubjectAltNames(), func(s *matcherv3.StringMatcher) (identity.SANMatch, *fault) {
+			return matchSAN(identity.SANAny, s)
+		})
+	}
+	return each(typed, m.GetMatchTypedSubjectAltNames(), func(s *tlsv3.SubjectAltNameMatcher) (identity.SANMatch, *fault) {
 		kind, ok := sanTypes[s.GetSanType()]
 		if !ok {
-			return nil, faultf("san_type", "%v is not supported", s.GetSanType()).underIndex(typed, i)
+			return identity.SANMatch{}, faultf("san_type", "%v is not supported", s.GetSanType())
 		}
 		match, f := matchSAN(kind, s.GetMatcher())
-		if f != nil {
-			return nil, f.under("matcher").underIndex(typed, i)
-		}
-		out = append(out, match)
-	}
-	for i, s := range m.GetMatchSubjectAltNames() {
-		match, f := matchSAN(identity.SANAny, s)
-		if f != nil {
-			return nil, f.underIndex(untyped, i)
-		}
-		out = append(out, match)
-	}
-	return out, nil
+		return match, f.under("matcher")
+	})
 }
 
 var sanTypes = map[tlsv3.SubjectAltNameMatcher_SanType]identity.SANType{

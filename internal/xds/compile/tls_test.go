@@ -185,7 +185,7 @@ func TestClientTLSErrorsNameTheField(t *testing.T) {
 		{inBase(`"tls_certificate_sds_secret_configs": [{"name": "other", ` + fromSDS + `}]`), ``, common + ".tls_certificate_sds_secret_configs[0].name"},
 		{inBase(`"tls_certificate_sds_secret_configs": [{"name": "file-cert:c~", ` + fromSDS + `}]`), ``, common + ".tls_certificate_sds_secret_configs[0].name"},
 		{inBase(`"tls_certificate_sds_secret_configs": [{"name": "default"}]`), ``, common + ".tls_certificate_sds_secret_configs[0].sds_config"},
-		{inBase(sdsCert + `, "tls_certificates": [{"certificate_chain": {"filename": "c"}, "private_key": {"filename": "k"}}]`), ``, common + ".tls_certificate_sds_secret_configs"},
+		{inBase(sdsCert + `, "tls_certificates": [{"certificate_chain": {"filename": "c"}, "private_key": {"filename": "k"}}]`), ``, common + ".tls_certificate_sds_secret_configs[0]"},
 		// The protocol.
 		{inBase(`"tls_params": {"tls_minimum_protocol_version": "TLSv1_1"}`), ``, common + ".tls_params.tls_minimum_protocol_version"},
 		{inBase(`"tls_params": {"tls_minimum_protocol_version": "TLSv1_0"}`), ``, common + ".tls_params.tls_minimum_protocol_version"},
