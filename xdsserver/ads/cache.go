@@ -61,7 +61,9 @@ type entry struct {
 	notes   []translate.Note
 	stale   bool  // nobody watched it when policy changed: translate it before use
 	err     error // why the present policy could not be translated; the resource is then the last good one
-	watches map[*watch]struct{}
+	// withheld says that err leaves nothing in force, not even what clients have.
+	withheld bool
+	watches  map[*watch]struct{}
 }
 
 // watch is one open request of a stream for one type. It answers once; the
@@ -82,10 +84,11 @@ type watch struct {
 
 // reply is what a watch answers.
 type reply struct {
-	changed []*entry // in order of name; of entries that exist
-	removed []string // names that do not exist, in order
-	known   map[string]string
-	version string // of everything the client has after it
+	changed  []*entry // in order of name; of entries that exist
+	removed  []string // names that do not exist, in order
+	withheld []string // names of which clients may not even keep what they have, in order
+	known    map[string]string
+	version  string // of everything the client has after it
 }
 
 func newStore(log *slog.Logger) *store {
@@ -194,13 +197,13 @@ func (s *store) entry(typeURL, name string, c *translate.Client) *entry {
 // translated leaves the resource as it was, unless that may admit whom the policy
 // now shuts out: then there is none.
 func (s *store) translate(e *entry) {
-	e.stale = false
+	e.stale, e.withheld = false, false
 	r, err := s.view.Resource(e.typeURL, e.name, e.client)
 	if err != nil {
 		e.err = err
 		s.log.Error("policy can not be served", "resource", e.name, "type", short(e.typeURL), "client", e.client.ID, "error", err)
 		if errors.Is(err, translate.ErrWithheld) {
-			e.doomed, e.version, e.wire, e.notes = time.Time{}, "", nil, nil
+			e.doomed, e.version, e.wire, e.notes, e.withheld = time.Time{}, "", nil, nil, true
 		}
 		return
 	}
@@ -279,6 +282,10 @@ func (w *watch) close() {
 	}
 }
 
+// withheldVersion is what a client knows of a resource that is withheld. Real
+// versions are hexadecimal.
+const withheldVersion = "withheld"
+
 // offer answers if there is something that the client does not have. A version
 // that the client refused is one it has been sent: it is not sent again until
 // it changes.
@@ -288,16 +295,25 @@ func (w *watch) offer(force map[string]bool) {
 	}
 	r := &reply{known: make(map[string]string, len(w.entries))}
 	for _, e := range w.entries {
-		if v, ok := w.known[e.name]; !ok || v != e.version || force[e.name] {
-			if e.version == "" {
+		version := e.version
+		// Only the library is known to take an error in place of a resource. Others
+		// are told that there is none, and keep or drop what they have by their own rules.
+		if e.withheld && w.client.Agent == translate.Sinew {
+			version = withheldVersion
+		}
+		if v, ok := w.known[e.name]; !ok || v != version || force[e.name] {
+			switch version {
+			case withheldVersion:
+				r.withheld = append(r.withheld, e.name)
+			case "":
 				r.removed = append(r.removed, e.name)
-			} else {
+			default:
 				r.changed = append(r.changed, e)
 			}
 		}
-		r.known[e.name] = e.version
+		r.known[e.name] = version
 	}
-	if len(r.changed) == 0 && len(r.removed) == 0 && !w.wildcard {
+	if len(r.changed) == 0 && len(r.removed) == 0 && len(r.withheld) == 0 && !w.wildcard {
 		return
 	}
 	r.version = stateVersion(r.known)

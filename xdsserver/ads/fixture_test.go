@@ -177,7 +177,7 @@ func (c *deltaClient) nack(r *discoveryv3.DeltaDiscoveryResponse, text string) {
 	c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce(), ErrorDetail: &status.Status{Code: 3, Message: text}})
 }
 
-// expect receives and acknowledges a response and holds it against "Type: name ... -removed ...".
+// expect receives and acknowledges a response and holds it against "Type: name ... -removed ... !withheld ...".
 func (c *deltaClient) expect(want string) *discoveryv3.DeltaDiscoveryResponse {
 	c.t.Helper()
 	r := c.recv()
@@ -195,6 +195,9 @@ func describe(r *discoveryv3.DeltaDiscoveryResponse) string {
 	}
 	for _, x := range r.GetRemovedResources() {
 		s += " -" + brief(x)
+	}
+	for _, x := range r.GetResourceErrors() {
+		s += " !" + brief(x.GetResourceName().GetName())
 	}
 	return s
 }

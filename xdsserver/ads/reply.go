@@ -5,6 +5,9 @@ import (
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+
 	"github.com/sinew-mesh/sinew/xdsserver/translate"
 )
 
@@ -19,6 +22,14 @@ func newDeltaReply(req *discoveryv3.DeltaDiscoveryRequest, r *reply) *deltaReply
 	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.GetTypeUrl(), SystemVersionInfo: r.version, RemovedResources: r.removed}
 	for _, e := range r.changed {
 		resp.Resources = append(resp.Resources, e.wire)
+	}
+	for _, name := range r.withheld {
+		resp.ResourceErrors = append(resp.ResourceErrors, &discoveryv3.ResourceError{
+			ResourceName: &discoveryv3.ResourceName{Name: name},
+			// This code says that the client may not keep what it has (gRFC A88). Why
+			// is for the server's status page: it may quote policy of others.
+			ErrorDetail: &rpcstatus.Status{Code: int32(codes.PermissionDenied), Message: "withheld: the policy can not be put in force; the xDS server's status says why"},
+		})
 	}
 	return &deltaReply{request: req, response: resp, known: r.known}
 }

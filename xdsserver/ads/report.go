@@ -209,8 +209,8 @@ func locate(set *policy.Set, connected []*translate.Client) map[string][]Workloa
 func modeAt(set *policy.Set, c *translate.Client, port uint32) (mode, decidedBy string) {
 	labels := c.Labels
 	for _, ip := range c.IPs {
-		if w, err := set.WorkloadAt(c.Namespace, ip, port); err == nil && w != nil {
-			labels = w.Labels
+		if there := set.WorkloadsAt(c.Namespace, ip, port); len(there) == 1 {
+			labels = there[0].Labels
 			break
 		}
 	}

@@ -418,7 +418,10 @@ func TestWithheldListener(t *testing.T) {
 	broken := set(t)
 	broken.Broken = []policy.Broken{{Namespace: "default", Reason: "access.yaml:3: nobody can read this"}}
 	h.SetPolicy(broken)
-	c.expect("Listener: -" + name)
+	reply := c.expect("Listener: !" + name)
+	if e := reply.GetResourceErrors()[0].GetErrorDetail(); codes.Code(e.GetCode()) != codes.PermissionDenied || strings.Contains(e.GetMessage(), "access.yaml") {
+		t.Errorf("%v: want one that lets the client keep nothing, and says nothing of the files", e)
+	}
 	if r := h.Status().Clients[0].Resources[0]; r.State != DoesNotExist || !strings.Contains(r.Withheld, "access.yaml:3") {
 		t.Errorf("while it is withheld: %+v", r)
 	}

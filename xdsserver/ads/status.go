@@ -271,7 +271,11 @@ func (s *stream) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryReq
 	for _, r := range resp.GetResources() {
 		versions[r.GetName()] = r.GetVersion()
 	}
-	s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, resp.GetRemovedResources())
+	none := slices.Clone(resp.GetRemovedResources())
+	for _, e := range resp.GetResourceErrors() {
+		none = append(none, e.GetResourceName().GetName())
+	}
+	s.sent(resp.GetTypeUrl(), resp.GetNonce(), versions, none)
 }
 
 // refusal is the text of an error_detail; one without a text is a refusal all the same.

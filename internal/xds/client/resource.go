@@ -324,6 +324,11 @@ func (c *Client) lose(r *resource, s *server) {
 	if r.value != nil && !s.config.Features.FailOnDataErrors {
 		return
 	}
+	c.drop(r)
+}
+
+// drop takes the value from a resource and tells the users.
+func (c *Client) drop(r *resource) {
 	r.value, r.sum, r.version, r.server, r.gone = nil, [sha256.Size]byte{}, "", nil, false
 	c.changed(r)
 }
@@ -347,7 +352,10 @@ func (c *Client) deleted(r *resource, s *server) {
 	c.missing(r)
 }
 
-// reported takes an error that the server reports for a resource in place of it (xRFC TP3, gRFC A88).
+// reported takes an error that the server reports for a resource in place of it
+// (xRFC TP3, gRFC A88). A final one takes from a listener for requests that arrive
+// what was in force, with fail_on_data_errors or without: the server does not know
+// any more who may call, and what was known before may let in who must not.
 func (c *Client) reported(r *resource, s *server, notFound, final bool, err error) {
 	if notFound {
 		c.deleted(r, s)
@@ -360,6 +368,10 @@ func (c *Client) reported(r *resource, s *server, notFound, final bool, err erro
 		return
 	}
 	r.state = Failed
+	if final && r.inbound {
+		c.drop(r)
+		return
+	}
 	c.lose(r, s)
 }
 

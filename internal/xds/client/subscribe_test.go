@@ -10,6 +10,9 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
@@ -194,6 +197,19 @@ func TestInbound(t *testing.T) {
 		e.set(spoil(ldsOf("in/"+addr, ""), "inbound"))
 		show(addr, "INBOUND")
 		e.remove(listeners, "in/"+addr)
+		show(addr, "INBOUND")
+		report := func(code codes.Code) {
+			errs := []*discovery.ResourceError{{
+				ResourceName: &discovery.ResourceName{Name: "in/" + addr}, ErrorDetail: status.New(code, "because").Proto(),
+			}}
+			e.raw(&discovery.DiscoveryResponse{TypeUrl: typeURLs[listeners], ResourceErrors: errs},
+				&discovery.DeltaDiscoveryResponse{TypeUrl: typeURLs[listeners], ResourceErrors: errs})
+		}
+		report(codes.Internal)
+		show(addr, "INBOUND")
+		report(codes.PermissionDenied) // the server withholds it
+		show(addr, "error")
+		e.set(l)
 		show(addr, "INBOUND")
 		e.client.SubscribeInbound("\xff")
 		show("\xff", "error")
