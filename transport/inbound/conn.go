@@ -180,6 +180,7 @@ func (c *Conn) Handshake(ctx context.Context, raw net.Conn, limit time.Duration)
 	}
 	if err != nil {
 		c.engine.handshakeFailed(name, HandshakeNotReady)
+		decline(ctx, raw, limit, err)
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -196,6 +197,17 @@ func (c *Conn) Handshake(ctx context.Context, raw net.Conn, limit time.Duration)
 	state := conn.ConnectionState()
 	c.secured(&state, l.tls, material)
 	return conn, nil
+}
+
+// decline answers a client's hello with the alert internal_error, so that the
+// client knows that TLS failed and at which end.
+func decline(ctx context.Context, raw net.Conn, limit time.Duration, reason error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_ = raw.SetDeadline(time.Now().Add(limit))
+	_ = tls.Server(raw, &tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, reason },
+	}).HandshakeContext(ctx)
 }
 
 // secured notes what the handshake has proved under a chain's rules. material

@@ -100,7 +100,7 @@ func BenchmarkUnary(b *testing.B) {
 			}
 			dialOptions := append(DialOptions(o), with)
 			if bb.bareXDS {
-				r := channelResolver(o.Bootstrap).(settlingResolver).Builder
+				r := channelResolver(o.Bootstrap, nil).(settlingResolver).Builder
 				dialOptions = []grpc.DialOption{grpc.WithResolvers(r), grpc.WithTransportCredentials(insecure.NewCredentials())}
 			}
 			mesh, _ := dial(b, target, dialOptions...)

@@ -19,7 +19,7 @@ type drainable struct {
 	asked atomic.Bool
 
 	mu     sync.Mutex
-	frames frames // written
+	frames framing // written
 	wanted bool
 	said   bool
 	failed bool // a frame was not written whole: nothing may follow

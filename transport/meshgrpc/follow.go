@@ -54,7 +54,9 @@ type kind struct {
 type kindKey struct{}
 
 // kindCredentials are what xDS credentials use where policy asks for no TLS.
-type kindCredentials struct{ credentials.TransportCredentials }
+type kindCredentials struct {
+	credentials.TransportCredentials
+}
 
 var errProbe = errors.New("mesh: no handshake was wanted")
 
@@ -120,8 +122,8 @@ type followed struct {
 	plain bool
 	asks  func() bool // whether policy asks for plaintext
 
-	frames frames // that were read
-	rest   []byte // of the frame that is put in
+	frames framing // that were read
+	rest   []byte  // of the frame that is put in
 	said   bool
 
 	mu       sync.Mutex
