@@ -313,7 +313,7 @@ func TestSources(t *testing.T) {
 	static := &closing{Source: sure(source.NewStatic(nil))}
 	var asked []snapshot.CertificateSource
 	broken := errors.New(`the bootstrap has no "elsewhere"`)
-	e := New(Options{Subscribe: func(string) {}, Log: slog.New(slog.DiscardHandler), Source: func(c snapshot.CertificateSource, _ snapshot.TrustSource) (source.Source, error) {
+	e := New(Options{Subscribe: func(string) {}, PolicyWait: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Source: func(c snapshot.CertificateSource, _ snapshot.TrustSource) (source.Source, error) {
 		asked = append(asked, c)
 		if c.Instance == "elsewhere" {
 			return nil, broken

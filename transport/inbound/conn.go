@@ -158,8 +158,8 @@ func (c *Conn) MayBeTLS() bool {
 }
 
 // Handshake is called for a connection that begins with a TLS handshake, before
-// it is handed on. It waits for the listener's policy up to PolicyWait, and then
-// has limit for the handshake. It returns nil without an error where the
+// it is handed on. It waits for the listener's policy, and for the process's
+// first certificate, up to PolicyWait each, and then has limit for the handshake. It returns nil without an error where the
 // listener does not terminate TLS: the bytes are then the application's. An
 // error means that the connection must be closed.
 func (c *Conn) Handshake(ctx context.Context, raw net.Conn, limit time.Duration) (*tls.Conn, error) {
@@ -176,7 +176,7 @@ func (c *Conn) Handshake(ctx context.Context, raw net.Conn, limit time.Duration)
 		err = &NotReadyError{Address: name, Err: errNoChain}
 	}
 	if err == nil {
-		material, err = l.tls.credential.current(name)
+		material, err = l.tls.credential.await(ctx, name, c.engine.options.PolicyWait)
 	}
 	if err != nil {
 		c.engine.handshakeFailed(name, HandshakeNotReady)

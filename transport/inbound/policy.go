@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -207,6 +208,36 @@ func (c *credential) current(listener string) (*source.Material, error) {
 		err = e
 	}
 	return nil, &NotReadyError{Address: listener, Err: fmt.Errorf("identity: %w", err)}
+}
+
+// await is current for a certificate that may still be on its way: a server that
+// has just started must not turn away whom it would take a moment later. One that has
+// expired or was withdrawn is not waited for.
+func (c *credential) await(ctx context.Context, listener string, limit time.Duration) (*source.Material, error) {
+	m, err := c.current(listener)
+	if err == nil || c.source == nil {
+		return m, err
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		// The channel first: a change after this line closes it.
+		changed := c.source.Changed()
+		m, err := c.current(listener)
+		var missing *source.NotReadyError
+		if err == nil || !errors.As(err, &missing) || !missing.Expired.IsZero() || missing.Revoked {
+			return m, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, err
+		case <-timer.C:
+			return nil, err
+		case <-c.stop:
+			return nil, err
+		}
+	}
 }
 
 func (c *credential) close() {
