@@ -128,7 +128,7 @@ func (s *secured) transport(src *heldSource, host, inner string) *http.Transport
 	if t, ok := g.transports.Load(key); ok {
 		return t.(*http.Transport)
 	}
-	t := newTransport(s.wire.config)
+	t := newTransport(s.wire.config, s.wire.identities.network)
 	limit := s.wire.config.ConnectTimeout
 	if inner == "" {
 		t.Protocols = new(http.Protocols)

@@ -20,6 +20,8 @@ var errNoSources = errors.New("the process has no identity sources")
 // watched by one goroutine, however many clusters name it.
 type identities struct {
 	open Sources // may be nil
+	// network is what wires dial; nil is the machine's own. A test has one in memory.
+	network dialFunc
 
 	mu   sync.Mutex
 	held map[identityKey]*heldSource

@@ -59,7 +59,7 @@ func NewWire(sources Sources) func(*snapshot.Cluster) outbound.Wire {
 }
 
 func newWire(config *snapshot.Cluster, all *identities) *wire {
-	plain := newTransport(config)
+	plain := newTransport(config, all.network)
 	w := &wire{config: config, plain: plain, maxRequests: config.MaxRequestsPerConnection, identities: all}
 	if config.HTTP2 {
 		plain.Protocols = new(http.Protocols)
@@ -84,13 +84,16 @@ func newWire(config *snapshot.Cluster, all *identities) *wire {
 	return w
 }
 
-func newTransport(config *snapshot.Cluster) *http.Transport {
-	dialer := &net.Dialer{Timeout: config.ConnectTimeout, KeepAlive: 30 * time.Second}
+// newTransport returns connections to a cluster; network is nil for the machine's.
+func newTransport(config *snapshot.Cluster, network dialFunc) *http.Transport {
+	if network == nil {
+		network = (&net.Dialer{Timeout: config.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
+	}
 	idle := maxIdleTime
 	if config.IdleTimeout > 0 && config.IdleTimeout < idle {
 		idle = config.IdleTimeout
 	}
-	dial := markDialErrors(dialer.DialContext)
+	dial := markDialErrors(network)
 	if config.MaxRequestsPerConnection > 1 {
 		dial = countRequests(dial)
 	}
@@ -123,7 +126,7 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 	if t, ok := w.tls.Load(name); ok {
 		return t.(*http.Transport)
 	}
-	t := newTransport(w.config)
+	t := newTransport(w.config, w.identities.network)
 	t.ForceAttemptHTTP2 = true
 	t.TLSClientConfig = clientTLS(name)
 	t.DialTLSContext = dialTLS(t.DialContext, t.TLSClientConfig, w.config.ConnectTimeout, false)
