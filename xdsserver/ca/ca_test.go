@@ -464,6 +464,9 @@ func TestServerCertificate(t *testing.T) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
+	if last := cert.Certificate[len(cert.Certificate)-1]; len(cert.Certificate) != 3 || !bytes.Equal(last, c.Bundle().Roots[0].Raw) {
+		t.Errorf("a chain of %d certificates, want leaf, issuer and root", len(cert.Certificate))
+	}
 	for _, path := range []string{"", "sinew", "/a//b", ".evil/x"} {
 		if _, err := c.ServerCertificate(path, nil, 0); err == nil {
 			t.Errorf("path %q is accepted", path)

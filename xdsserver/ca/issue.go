@@ -104,6 +104,9 @@ func (c *CA) issue(ctx context.Context, who Caller, csrPEM []byte, ttl time.Dura
 // names the given path in the trust domain ("/sinew/xdsserver") and, for clients that
 // know the server by its address only, DNS names and IP addresses. ttl is as in Issue.
 // Renew it at half of its life.
+//
+// The chain ends with the roots of the bundle, the one that signs first: a workload that
+// has only pinned a root's Fingerprint can not recognise the server without seeing it.
 func (c *CA) ServerCertificate(path string, hosts []string, ttl time.Duration) (*tls.Certificate, error) {
 	id, err := workloadID(c.td, c.td.IDString()+path)
 	if err != nil {
@@ -133,6 +136,9 @@ func (c *CA) ServerCertificate(path string, hosts []string, ttl time.Duration) (
 	for _, p := range svid.Chain {
 		block, _ := pem.Decode([]byte(p))
 		cert.Certificate = append(cert.Certificate, block.Bytes)
+	}
+	for _, root := range svid.Bundle.Roots {
+		cert.Certificate = append(cert.Certificate, root.Raw)
 	}
 	return cert, nil
 }
