@@ -144,7 +144,7 @@ func benchPolicies(install func(*snapshot.Snapshot)) func(string) {
 		if all[address] != nil {
 			return
 		}
-		all[address] = &snapshot.Inbound{Name: address}
+		all[address] = open()
 		s := &snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{}}
 		for a, in := range all {
 			s.Inbound[a] = in

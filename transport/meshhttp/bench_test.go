@@ -154,7 +154,7 @@ func BenchmarkHandler(b *testing.B) {
 	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	local := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9080}
 	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
-	e.Install(&snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{"127.0.0.1:9080": {}}})
+	e.Install(&snapshot.Snapshot{Inbound: map[string]*snapshot.Inbound{"127.0.0.1:9080": {Plain: &snapshot.FilterChain{}}}})
 	ours := func(t *telemetry.Telemetry) http.Handler {
 		return t.Handler(Handler(e, slog.New(slog.DiscardHandler), next))
 	}
