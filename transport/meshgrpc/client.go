@@ -118,7 +118,7 @@ func transportCredentials(fallback credentials.TransportCredentials, providers f
 	if fallback == nil {
 		fallback = insecure.NewCredentials()
 	}
-	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: fallbackCredentials{kindCredentials{fallback}}})
+	c, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: kindCredentials{fallback}})
 	if err != nil {
 		panic(err) // only for want of a fallback
 	}

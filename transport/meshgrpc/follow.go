@@ -53,6 +53,15 @@ type kind struct {
 
 type kindKey struct{}
 
+// withKind returns the kind that a context carries, or a context that carries one.
+func withKind(ctx context.Context) (context.Context, *kind) {
+	if of, ok := ctx.Value(kindKey{}).(*kind); ok {
+		return ctx, of
+	}
+	of := new(kind)
+	return context.WithValue(ctx, kindKey{}, of), of
+}
+
 // kindCredentials are what xDS credentials use where policy asks for no TLS.
 type kindCredentials struct {
 	credentials.TransportCredentials
@@ -78,14 +87,14 @@ func (k kindCredentials) Clone() credentials.TransportCredentials {
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (c *followingCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	var made kind
-	conn, info, err := c.TransportCredentials.ClientHandshake(context.WithValue(ctx, kindKey{}, &made), authority, raw)
+	ctx, made := withKind(ctx)
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
 	if err != nil {
 		return nil, nil, err
 	}
 	f := &followed{Conn: conn, all: c.all, plain: made.plain}
 	// What policy asks for is found by what gRPC has put into the context.
-	asked := context.WithoutCancel(ctx)
+	asked := context.WithoutCancel(ctx) // asks puts a kind of its own into it
 	f.asks = func() bool { return c.asks(asked, authority) }
 	c.all.mu.Lock()
 	c.all.conns[f] = struct{}{}

@@ -27,31 +27,11 @@ type strictCredentials struct {
 	providers func() map[string]bootstrap.CertificateProvider
 }
 
-// fellBack is the key of a context's *bool, which the fallback credentials set.
-type fellBack struct{}
-
-// fallbackCredentials tell strictCredentials that policy asks for no TLS.
-type fallbackCredentials struct {
-	credentials.TransportCredentials
-}
-
-func (f fallbackCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if b, ok := ctx.Value(fellBack{}).(*bool); ok {
-		*b = true
-	}
-	return f.TransportCredentials.ClientHandshake(ctx, authority, raw)
-}
-
-// Clone implements credentials.TransportCredentials.
-func (f fallbackCredentials) Clone() credentials.TransportCredentials {
-	return fallbackCredentials{f.TransportCredentials.Clone()}
-}
-
 // ClientHandshake implements credentials.TransportCredentials.
 func (s *strictCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	fell := false
-	conn, info, err := s.TransportCredentials.ClientHandshake(context.WithValue(ctx, fellBack{}, &fell), authority, raw)
-	if err != nil || fell {
+	ctx, made := withKind(ctx)
+	conn, info, err := s.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil || made.plain {
 		return conn, info, err
 	}
 	secure, ok := info.(credentials.TLSInfo)
