@@ -26,9 +26,7 @@ func (m *Mesh) DialOptions() []grpc.DialOption {
 		StreamInterceptors: []grpc.StreamClientInterceptor{m.telemetry.StreamClientInterceptor()},
 		MeterProvider:      m.config.meters(),
 	}
-	if m.bootstrap != nil {
-		o.Bootstrap = m.bootstrap.Raw
-	}
+	o.Bootstrap = m.identity.document
 	return meshgrpc.DialOptions(o)
 }
 

@@ -4,25 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"google.golang.org/grpc"
@@ -306,7 +299,7 @@ spec:
   labels: {app: peer, security.istio.io/tlsMode: istio}
   serviceAccount: peer
 `, lis.Addr().(*net.TCPAddr).Port, glis.Addr().(*net.TCPAddr).Port)))
-	m, err := mesh.New(t.Context(), mesh.WithBootstrap(withVictimFiles(t, w.Bootstrap(), matrix)), mesh.WithIdentity(victim(t, matrix)))
+	m, err := mesh.New(t.Context(), mesh.WithBootstrap(w.Bootstrap()), mesh.WithIdentity(victim(t, matrix)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,50 +369,4 @@ func checkOnce(t *testing.T, m *mesh.Mesh) error {
 	defer cancel()
 	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
 	return err
-}
-
-// withVictimFiles adds to a bootstrap a certificate provider with the victim's
-// certificate and bundles, for gRPC's own xDS client.
-func withVictimFiles(t *testing.T, document []byte, matrix *hostile.Matrix) []byte {
-	t.Helper()
-	key, err := x509.MarshalPKCS8PrivateKey(matrix.Victim.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	domains := make(map[string]json.RawMessage)
-	for td, b := range matrix.Bundles {
-		name, err := spiffeid.TrustDomainFromString(td.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if domains[td.String()], err = spiffebundle.FromX509Authorities(name, b.Roots()).Marshal(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bundles, err := json.Marshal(map[string]any{"trust_domains": domains})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	files := map[string]string{}
-	for name, content := range map[string][]byte{
-		"certificate_file":             pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: matrix.Victim.Certificate[0]}),
-		"private_key_file":             pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-		"spiffe_trust_bundle_map_file": bundles,
-	} {
-		files[name] = filepath.Join(dir, name)
-		if err := os.WriteFile(files[name], content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var bootstrap map[string]any
-	if err := json.Unmarshal(document, &bootstrap); err != nil {
-		t.Fatal(err)
-	}
-	bootstrap["certificate_providers"] = map[string]any{"default": map[string]any{"plugin_name": "file_watcher", "config": files}}
-	out, err := json.Marshal(bootstrap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }

@@ -19,7 +19,7 @@ import (
 
 // WithIdentity has the process prove who it is with a source of the caller's
 // own, such as source.NewStatic's, in place of every certificate provider that
-// policy names. The channel to the control plane keeps what the bootstrap says.
+// policy may name: those that the bootstrap has, and "default". The channel to the control plane keeps what the bootstrap says.
 // The caller closes the source, after the Mesh. Default: the bootstrap's
 // certificate_providers.
 func WithIdentity(src source.Source) Option {
@@ -34,7 +34,6 @@ func WithIdentity(src source.Source) Option {
 
 // identities opens the sources of certificates and trust that policy names.
 type identities struct {
-	own       source.Source // of WithIdentity; may be nil
 	providers map[string]bootstrap.CertificateProvider
 	log       *slog.Logger
 
@@ -44,22 +43,36 @@ type identities struct {
 	// another certificate.
 	kept   map[string]source.Source
 	closed bool
+
+	document []byte // the bootstrap for gRPC
+	withdraw func() // nil without WithIdentity
 }
 
-// borrowed is a source that stays open when its user closes it.
-type borrowed struct{ source.Source }
-
-func (borrowed) Close() error { return nil }
-
-func newIdentities(c *config, b *bootstrap.Config) *identities {
+func newIdentities(c *config, b *bootstrap.Config) (*identities, error) {
 	s := &identities{log: c.log, kept: make(map[string]source.Source)}
-	if c.identity != nil {
-		s.own = borrowed{c.identity}
+	if b == nil {
+		return s, nil
 	}
-	if b != nil {
-		s.providers = b.CertificateProviders
+	s.providers, s.document = b.CertificateProviders, b.Raw
+	if c.identity == nil {
+		return s, nil
 	}
-	return s
+	// gRPC makes its providers from a bootstrap and nothing else, so ours is in one.
+	config, withdraw := source.Publish(c.identity)
+	own := bootstrap.CertificateProvider{Plugin: source.CallerPlugin, Config: config}
+	s.providers = map[string]bootstrap.CertificateProvider{"default": own}
+	for name := range b.CertificateProviders {
+		s.providers[name] = own
+	}
+	with := *b
+	with.CertificateProviders = s.providers
+	document, err := bootstrap.Document(&with)
+	if err != nil {
+		withdraw()
+		return nil, err
+	}
+	s.document, s.withdraw = document, withdraw
+	return s, nil
 }
 
 // source returns the source that presents the certificate and verifies with the
@@ -102,9 +115,6 @@ func (s *identities) trust(t snapshot.TrustSource) (source.Source, error) {
 }
 
 func (s *identities) instance(name string) (source.Source, error) {
-	if s.own != nil {
-		return s.own, nil
-	}
 	p, ok := s.providers[name]
 	if !ok {
 		return nil, fmt.Errorf("policy names the certificate provider instance %q, which the bootstrap's certificate_providers do not have", name)
@@ -173,6 +183,9 @@ func (s *identities) close() {
 	kept := s.kept
 	s.kept, s.closed = nil, true
 	s.mu.Unlock()
+	if s.withdraw != nil {
+		s.withdraw()
+	}
 	for _, src := range kept {
 		_ = src.Close()
 	}

@@ -84,7 +84,9 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
-	m.identity = newIdentities(config, m.bootstrap)
+	if m.identity, err = newIdentities(config, m.bootstrap); err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
 	out := outbound.Options{
 		PolicyWait: config.policyWait,
 		NewWire:    meshhttp.NewWire(m.identity.source),

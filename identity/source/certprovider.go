@@ -22,7 +22,7 @@ import (
 // it that takes its certificates through a bootstrap's certificate_providers
 // gets them from the shared sources of this package.
 func init() {
-	for _, plugin := range []string{FilesPlugin, CAPlugin, WorkloadAPIPlugin} {
+	for _, plugin := range []string{FilesPlugin, CAPlugin, WorkloadAPIPlugin, CallerPlugin} {
 		certprovider.Register(providerBuilder{plugin})
 	}
 }

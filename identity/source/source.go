@@ -293,7 +293,8 @@ const (
 
 // New returns the source that a bootstrap's certificate_providers entry
 // describes: FilesPlugin with a FilesConfig, CAPlugin with a CAConfig or
-// WorkloadAPIPlugin with a WorkloadAPIConfig, in JSON. log may be nil.
+// WorkloadAPIPlugin with a WorkloadAPIConfig, in JSON, or CallerPlugin with what
+// Publish has returned. log may be nil.
 // Shared is what programs use that need the same certificate in several places.
 func New(plugin string, config json.RawMessage, log *slog.Logger) (Source, error) {
 	switch plugin {
@@ -303,6 +304,8 @@ func New(plugin string, config json.RawMessage, log *slog.Logger) (Source, error
 		return open(ParseCAConfig, NewCA, config, log)
 	case WorkloadAPIPlugin:
 		return open(ParseWorkloadAPIConfig, NewWorkloadAPI, config, log)
+	case CallerPlugin:
+		return findPublished(config)
 	default:
 		return nil, unknownPlugin(plugin)
 	}
@@ -318,6 +321,8 @@ func Check(plugin string, config json.RawMessage) error {
 		_, err = ParseCAConfig(config)
 	case WorkloadAPIPlugin:
 		_, err = ParseWorkloadAPIConfig(config)
+	case CallerPlugin:
+		_, err = findPublished(config)
 	default:
 		err = unknownPlugin(plugin)
 	}

@@ -1,0 +1,48 @@
+package source
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+)
+
+func TestPublish(t *testing.T) {
+	own, err := NewStatic(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, withdraw := Publish(own)
+	other, withdrawOther := Publish(own)
+	defer withdrawOther()
+	if string(config) == string(other) {
+		t.Error("two sources have one configuration")
+	}
+	src, err := Shared(CallerPlugin, config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := src.Changed()
+	if err := own.Set(&Material{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("a change of the source does not arrive")
+	}
+	if err := src.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(CallerPlugin, config); err != nil {
+		t.Error(err)
+	}
+	withdraw()
+	for _, c := range []string{string(config), `{"source": "x"}`, `{"source": "1", "more": 1}`, `[]`, ``} {
+		if err := Check(CallerPlugin, json.RawMessage(c)); err == nil {
+			t.Errorf("%s is accepted", c)
+		}
+	}
+	if _, err := New(CallerPlugin, config, nil); !errors.Is(err, errNotPublished) {
+		t.Errorf("after withdraw: %v", err)
+	}
+}
