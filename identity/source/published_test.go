@@ -11,7 +11,8 @@ func TestPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, withdraw := Publish(own)
+	kept := &closeCounter{Source: own}
+	config, withdraw := Publish(kept)
 	other, withdrawOther := Publish(own)
 	defer withdrawOther()
 	if string(config) == string(other) {
@@ -33,6 +34,9 @@ func TestPublish(t *testing.T) {
 	if err := src.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if kept.closed != 0 {
+		t.Error("the caller's source is closed by its user")
+	}
 	if err := Check(CallerPlugin, config); err != nil {
 		t.Error(err)
 	}
@@ -45,4 +49,14 @@ func TestPublish(t *testing.T) {
 	if _, err := New(CallerPlugin, config, nil); !errors.Is(err, errNotPublished) {
 		t.Errorf("after withdraw: %v", err)
 	}
+}
+
+type closeCounter struct {
+	Source
+	closed int
+}
+
+func (c *closeCounter) Close() error {
+	c.closed++
+	return c.Source.Close()
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,4 +169,38 @@ func TestChannelBuilder(t *testing.T) {
 	if err := call(t, address, grpc.WithTransportCredentials(insecure.NewCredentials())); err == nil {
 		t.Error("the server speaks plain text, so that nothing was proved")
 	}
+}
+
+// TestChannelWaitsForTheFirstCertificate: a channel that connects before the
+// process has its first certificate does not fail its calls.
+func TestChannelWaitsForTheFirstCertificate(t *testing.T) {
+	leak.Check(t)
+	root := newRoot(t, "root")
+	address := controlPlane(t, holder(t, pair(sign(t, leafTemplate(t, serverID), root)), root))
+	empty, err := source.NewStatic(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := &firstAsked{Source: empty, asked: make(chan struct{})}
+	m := material(t, pair(sign(t, leafTemplate(t, clientID), root)), root)
+	go func() {
+		<-first.asked
+		_ = empty.Set(m) // refuses only what holder would have
+	}()
+	if err := call(t, address, grpc.WithTransportCredentials(ChannelCredentials(first, id(t, serverID), ""))); err != nil {
+		t.Error(err)
+	}
+}
+
+// firstAsked is a source that says when it was first asked for what it has.
+type firstAsked struct {
+	source.Source
+	asked chan struct{}
+	once  sync.Once
+}
+
+func (f *firstAsked) Current() (*source.Material, error) {
+	m, err := f.Source.Current()
+	f.once.Do(func() { close(f.asked) })
+	return m, err
 }

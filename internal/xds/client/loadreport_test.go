@@ -9,6 +9,8 @@ import (
 	"time"
 
 	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -16,6 +18,7 @@ import (
 type loadServer struct {
 	loadstats.UnimplementedLoadReportingServiceServer
 	interval time.Duration
+	unknown  bool // answers as a server that does not have the service
 
 	mu      sync.Mutex
 	nodes   []string
@@ -33,6 +36,9 @@ func (s *loadServer) StreamLoadStats(stream loadstats.LoadReportingService_Strea
 	s.nodes = append(s.nodes, first.GetNode().GetId()+" "+first.GetNode().GetUserAgentName())
 	n := s.streams
 	s.mu.Unlock()
+	if s.unknown {
+		return status.Error(codes.Unimplemented, "unknown service")
+	}
 	if err := stream.Send(&loadstats.LoadStatsResponse{SendAllClusters: true, LoadReportingInterval: durationpb.New(s.interval)}); err != nil {
 		return err
 	}
@@ -113,10 +119,18 @@ func TestLoadsAreReported(t *testing.T) {
 
 func TestLoadsNobodyWants(t *testing.T) {
 	in(t, 1, false, func(e *env) {
-		e.start() // knows no load reporting service
+		server := &loadServer{unknown: true}
+		e.loads = server
+		e.start()
 		e.open(func(o *Options) {
 			o.Loads = func() []Load { t.Error("loads are taken"); return nil }
 		})
 		time.Sleep(time.Hour)
+		synctest.Wait()
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		if server.streams != 1 {
+			t.Errorf("asked %d times", server.streams)
+		}
 	})
 }
