@@ -10,6 +10,7 @@ const (
 	PathExact                           // is Value
 	PathRegex                           // Regex matches the whole path
 	PathSeparatedPrefix                 // is Value or begins with Value and "/"
+	PathTemplate                        // Template matches the whole path
 )
 
 // PathMatch is the condition on the path (envoy.config.route.v3.RouteMatch.path_specifier).
@@ -19,15 +20,24 @@ type PathMatch struct {
 	Value      string
 	IgnoreCase bool        // ASCII letters; not for PathRegex
 	Regex      StringMatch // for PathRegex
+	Template   *Template   // for PathTemplate
+	// IgnoreParameters cuts the path at its first ";" before it is compared
+	// (RouteConfiguration.ignore_path_parameters_in_path_matching).
+	IgnoreParameters bool
 }
 
 // Matches reports whether the path fulfils the condition. It does not allocate.
 func (m *PathMatch) Matches(path string) bool {
+	if m.IgnoreParameters {
+		path, _, _ = strings.Cut(path, ";")
+	}
 	switch m.Kind {
 	case PathExact:
 		return len(path) == len(m.Value) && m.begins(path)
 	case PathRegex:
 		return m.Regex.Matches(path)
+	case PathTemplate:
+		return m.Template.Matches(path)
 	case PathSeparatedPrefix:
 		return m.begins(path) && (len(path) == len(m.Value) || path[len(m.Value)] == '/')
 	default:
@@ -66,6 +76,8 @@ type Match struct {
 	Path     PathMatch
 	Headers  []HeaderMatch
 	Query    []QueryMatch
+	Cookies  []CookieMatch
+	Claims   []ClaimMatch
 	GRPC     bool      // only gRPC requests, by their content type
 	Fraction *Fraction // only a share of the requests; nil means all
 }
@@ -83,6 +95,16 @@ func (m *Match) Matches(r *Request, draw uint64) bool {
 	}
 	for i := range m.Query {
 		if !m.Query[i].Matches(r) {
+			return false
+		}
+	}
+	for i := range m.Cookies {
+		if !m.Cookies[i].Matches(r) {
+			return false
+		}
+	}
+	for i := range m.Claims {
+		if !m.Claims[i].Matches(r.Claims) {
 			return false
 		}
 	}

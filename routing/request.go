@@ -26,6 +26,9 @@ type Request struct {
 	RawQuery  string // what follows the first "?", without it
 	Header    map[string][]string
 	Form      HeaderForm
+	// Claims are the verified claims of the request that is being served while
+	// this one is made; nil where there are none.
+	Claims map[string]any
 }
 
 // pseudo is the field of Request that answers a header name.
@@ -81,6 +84,27 @@ func (n HeaderName) In(h map[string][]string, form HeaderForm) []string {
 		return h[n.lower]
 	}
 	return h[n.canonical]
+}
+
+// key returns the name as it is spelled in a header map.
+func (n *HeaderName) key(form HeaderForm) string {
+	if form == LowerHeaders {
+		return n.lower
+	}
+	return n.canonical
+}
+
+// first returns the first value of the name in the request, pseudo-headers
+// included, and whether there is one.
+func (n *HeaderName) first(r *Request) (string, bool) {
+	if n.pseudo != noPseudo {
+		v := n.field(r)
+		return v, v != ""
+	}
+	if values := n.In(r.Header, r.Form); len(values) > 0 {
+		return values[0], true
+	}
+	return "", false
 }
 
 // field returns what a pseudo-header stands for; an empty field counts as absent.

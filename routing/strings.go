@@ -3,11 +3,18 @@ package routing
 import (
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 )
 
 // MaxRegexLength is the longest regular expression that is accepted, in bytes.
 const MaxRegexLength = 1024
+
+// MaxRegexSize is the largest regular expression that is accepted, counted in
+// characters and operators once its repetitions are written out: "(ab){3,5}"
+// counts about as much as "abababa?b?...". Matching takes time in proportion to
+// it, so a short expression must not be a large one ("(.{0,30}){30}" is).
+const MaxRegexSize = 16384
 
 type stringKind uint8
 
@@ -50,13 +57,11 @@ func literal(kind stringKind, v string, ignoreCase bool) StringMatch {
 // Regex matches strings that the expression matches from end to end, as
 // Envoy's safe_regex and Istio's regex do: "a|b" matches "a" but not "ab".
 // The syntax is RE2's; matching takes time linear in the input. An expression
-// that does not compile or is longer than MaxRegexLength is an error.
+// that does not compile, is longer than MaxRegexLength or larger than
+// MaxRegexSize is an error.
 func Regex(expr string) (StringMatch, error) {
-	if len(expr) > MaxRegexLength {
-		return StringMatch{}, fmt.Errorf("regular expression has %d bytes, the limit is %d", len(expr), MaxRegexLength)
-	}
 	// Compiled alone first: `a)(b` is valid only inside the group that anchors it.
-	plain, err := regexp.Compile(expr)
+	plain, err := compileRegex(expr)
 	if err != nil {
 		return StringMatch{}, err
 	}
@@ -69,6 +74,40 @@ func Regex(expr string) (StringMatch, error) {
 		return StringMatch{}, err
 	}
 	return StringMatch{kind: stringRegex, value: prefix, re: re}, nil
+}
+
+// compileRegex compiles an expression within the limits.
+func compileRegex(expr string) (*regexp.Regexp, error) {
+	if len(expr) > MaxRegexLength {
+		return nil, fmt.Errorf("regular expression has %d bytes, the limit is %d", len(expr), MaxRegexLength)
+	}
+	// Only repetitions by number make more of an expression than is written.
+	if strings.Contains(expr, "{") {
+		parsed, err := syntax.Parse(expr, syntax.Perl)
+		if err != nil {
+			return nil, err
+		}
+		if size := regexSize(parsed); size > MaxRegexSize {
+			return nil, fmt.Errorf("regular expression has the size %d with its repetitions written out, the limit is %d", size, MaxRegexSize)
+		}
+	}
+	return regexp.Compile(expr)
+}
+
+// regexSize counts the characters and operators of an expression. The parser
+// has bounded nested repetitions to 1,000, so there is no overflow.
+func regexSize(re *syntax.Regexp) int {
+	size := 1
+	if re.Op == syntax.OpLiteral {
+		size = len(re.Rune)
+	}
+	for _, sub := range re.Sub {
+		size += regexSize(sub)
+	}
+	if re.Op == syntax.OpRepeat {
+		size *= max(re.Min+1, re.Max)
+	}
+	return size
 }
 
 // Matches reports whether the string matches. It does not allocate.

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"regexp"
+	"regexp/syntax"
 	"strings"
 	"testing"
 )
@@ -132,4 +133,44 @@ func FuzzRegex(f *testing.F) {
 			t.Errorf("%q on %q: %v, want %v", expr, s, got, want)
 		}
 	})
+}
+
+// TestRegexSize: a short expression may be a large one.
+func TestRegexSize(t *testing.T) {
+	for expr, ok := range map[string]bool{
+		"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": true,
+		"/v[0-9]{1,3}/.{0,1000}":                    true,
+		"(.{1,30}/){30}":                            true,
+		"(" + strings.Repeat("a", 500) + "){30}":    true,
+		"(" + strings.Repeat("a", 500) + "){40}":    false,
+		"((abcdefghijklmnop){30}){30,}":             false,
+		"(abcdefghijklmnopq.*){0,1000}":             false,
+		`x\{1000\}` + strings.Repeat("a", 500):      true,
+	} {
+		_, err := Regex(expr)
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "the limit is 16384") {
+			t.Errorf("%.40s: the error is %v", expr, err)
+		}
+		if _, err := NewRegexRewrite(expr, ""); (err == nil) != ok {
+			t.Errorf("%.40s as a rewrite: the error is %v", expr, err)
+		}
+	}
+}
+
+// TestRegexSizeIsThatOfTheProgram holds the count against the compiled program's.
+func TestRegexSizeIsThatOfTheProgram(t *testing.T) {
+	for _, expr := range []string{"a", "abc", "(abc)?", "a{3,7}", "(a|bc|[d-f]+)*", "((ab){2}c){3,}", "[a-z]{1,50}/(x{2}|y)", "a{0}", "((a{2}){3}){4}"} {
+		parsed, err := syntax.Parse(expr, syntax.Perl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := regexSize(parsed)
+		program, err := syntax.Compile(parsed.Simplify())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(program.Inst); n > 3*size+4 {
+			t.Errorf("%s: the size is %d, the program has %d steps", expr, size, n)
+		}
+	}
 }
