@@ -5,21 +5,49 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 // loads is a live world for tests: requests in flight by endpoint.
 type loads []int64
 
-func (l loads) Active(endpoint int) int64 { return l[endpoint] }
+func (l loads) Active(slot int32) int64              { return l[slot] }
+func (l loads) Cost(slot int32, _ time.Time) float64 { return float64(l[slot]) }
+func (l loads) Joined(int32) time.Time               { return time.Time{} }
+func (l loads) Total() int64 {
+	sum := int64(0)
+	for _, n := range l {
+		sum += n
+	}
+	return sum
+}
+
+// still is a picker over those of a set that are usable, for tests that look at one choice at a time.
+type still struct{ *Picker }
+
+func fixed(p Policy, eps *Endpoints, usable []int32) still {
+	some := NewEndpoints(eps.All, nil)
+	for i := range some.All {
+		if !slices.Contains(usable, int32(i)) {
+			some.All[i].Health = Unhealthy
+		}
+	}
+	return still{NewPicker(p, some)}
+}
+
+func (p still) Pick(seq, draw uint64, live Loads) int {
+	slot, _ := p.Picker.Pick(&Query{Seq: seq, Draw: draw}, live)
+	return int(slot)
+}
 
 func TestPickersWithoutAChoice(t *testing.T) {
 	eps, usable := endpoints(1, 2, 3)
 	for _, kind := range []Kind{LeastRequest, RoundRobin, Random} {
-		if got := NewPicker(Policy{Kind: kind}, eps, nil).Pick(1, 2, loads{0, 0, 0}); got != -1 {
+		if got := fixed(Policy{Kind: kind}, eps, nil).Pick(1, 2, loads{0, 0, 0}); got != -1 {
 			t.Errorf("kind %d picks %d of none", kind, got)
 		}
 		for _, draw := range []uint64{0, math.MaxUint64} {
-			if got := NewPicker(Policy{Kind: kind}, eps, usable[2:]).Pick(1, draw, loads{0, 0, 9}); got != 2 {
+			if got := fixed(Policy{Kind: kind}, eps, usable[2:]).Pick(1, draw, loads{0, 0, 9}); got != 2 {
 				t.Errorf("kind %d picks %d where only 2 is usable", kind, got)
 			}
 		}
@@ -33,7 +61,7 @@ func TestPickersStayAmongTheUsable(t *testing.T) {
 		eps, _ := endpoints(weights...)
 		usable := []int32{1, 2, 4}
 		for _, policy := range []Policy{{Kind: RoundRobin}, {Kind: Random}, {}, {Choices: 1}, {Choices: 2}, {Choices: 3}, {Choices: 100}} {
-			p := NewPicker(policy, eps, usable)
+			p := fixed(policy, eps, usable)
 			seen := map[int]bool{}
 			for i := range 3000 {
 				draw := random.Uint64()
@@ -58,7 +86,7 @@ func TestPickersStayAmongTheUsable(t *testing.T) {
 
 func TestRoundRobin(t *testing.T) {
 	eps, usable := endpoints(7, 7, 7)
-	p := NewPicker(Policy{Kind: RoundRobin}, eps, usable)
+	p := fixed(Policy{Kind: RoundRobin}, eps, usable)
 	for seq := range uint64(9) {
 		if got := p.Pick(seq, 0, nil); got != int(seq%3) {
 			t.Errorf("request %d goes to %d", seq, got)
@@ -83,7 +111,7 @@ func TestWeightedRoundRobin(t *testing.T) {
 		{"many, too long", []uint32{1, 10, 100, 1000, 10000, 17, 170}, 11298, 3},
 	} {
 		eps, usable := endpoints(c.weights...)
-		p := NewPicker(Policy{Kind: RoundRobin}, eps, usable)
+		p := fixed(Policy{Kind: RoundRobin}, eps, usable)
 		sum := 0.0
 		for _, w := range c.weights {
 			sum += float64(w)
@@ -115,7 +143,7 @@ func TestWeightedRoundRobin(t *testing.T) {
 
 func TestWeightedRoundRobinOrder(t *testing.T) {
 	eps, usable := endpoints(1, 2, 1)
-	p := NewPicker(Policy{Kind: RoundRobin}, eps, usable)
+	p := fixed(Policy{Kind: RoundRobin}, eps, usable)
 	var got []int
 	for seq := range uint64(4) {
 		got = append(got, p.Pick(seq, 0, nil))
@@ -126,7 +154,7 @@ func TestWeightedRoundRobinOrder(t *testing.T) {
 }
 
 // shares picks n times with draws that are evenly spaced over all 64-bit values.
-func shares(p Picker, endpoints, n int, live Loads) []float64 {
+func shares(p still, endpoints, n int, live Loads) []float64 {
 	counts := make([]float64, endpoints)
 	step := math.MaxUint64/uint64(n) + 1
 	for i := range n {
@@ -147,24 +175,24 @@ func within(t *testing.T, name string, got []float64, want []float64, tolerance 
 
 func TestRandomShares(t *testing.T) {
 	eps, usable := endpoints(2, 2, 2, 2)
-	within(t, "equal", shares(NewPicker(Policy{Kind: Random}, eps, usable), 4, 40000, nil), []float64{.25, .25, .25, .25}, 1e-4)
+	within(t, "equal", shares(fixed(Policy{Kind: Random}, eps, usable), 4, 40000, nil), []float64{.25, .25, .25, .25}, 1e-4)
 	eps, usable = endpoints(1, 2, 3, 4)
-	within(t, "weighted", shares(NewPicker(Policy{Kind: Random}, eps, usable), 4, 40000, nil), []float64{.1, .2, .3, .4}, 1e-4)
+	within(t, "weighted", shares(fixed(Policy{Kind: Random}, eps, usable), 4, 40000, nil), []float64{.1, .2, .3, .4}, 1e-4)
 }
 
 func TestLeastRequestSharesWhenIdle(t *testing.T) {
 	eps, usable := endpoints(1, 1, 1, 1)
 	idle := loads{0, 0, 0, 0}
-	within(t, "equal", shares(NewPicker(Policy{}, eps, usable), 4, 40000, idle), []float64{.25, .25, .25, .25}, 1e-4)
+	within(t, "equal", shares(fixed(Policy{}, eps, usable), 4, 40000, idle), []float64{.25, .25, .25, .25}, 1e-4)
 	eps, usable = endpoints(1, 2, 3, 4)
-	within(t, "weighted", shares(NewPicker(Policy{}, eps, usable), 4, 40000, idle), []float64{.1, .2, .3, .4}, 1e-4)
+	within(t, "weighted", shares(fixed(Policy{}, eps, usable), 4, 40000, idle), []float64{.1, .2, .3, .4}, 1e-4)
 }
 
 // TestLeastRequestOfTwo has no luck in it: both of two endpoints are always compared.
 func TestLeastRequestOfTwo(t *testing.T) {
 	for _, weights := range [][]uint32{{1, 1}, {3, 1}} {
 		eps, usable := endpoints(weights...)
-		p := NewPicker(Policy{}, eps, usable)
+		p := fixed(Policy{}, eps, usable)
 		random := rand.New(rand.NewPCG(5, 6))
 		for range 1000 {
 			if got := p.Pick(0, random.Uint64(), loads{50, 0}); got != 1 {
@@ -184,9 +212,9 @@ func TestLeastRequestOrder(t *testing.T) {
 	eps, usable := endpoints(1, 1, 1, 1, 1)
 	live := loads{0, 1, 2, 3, 4}
 	// Pairs of 5: 10. The least busy wins 4 of them, the next 3, 2, 1, 0.
-	within(t, "two choices", shares(NewPicker(Policy{Choices: 2}, eps, usable), 5, 100000, live), []float64{.4, .3, .2, .1, 0}, 0.005)
-	within(t, "one choice", shares(NewPicker(Policy{Choices: 1}, eps, usable), 5, 100000, live), []float64{.2, .2, .2, .2, .2}, 1e-4)
-	four := shares(NewPicker(Policy{Choices: 4}, eps, usable), 5, 100000, live)
+	within(t, "two choices", shares(fixed(Policy{Choices: 2}, eps, usable), 5, 100000, live), []float64{.4, .3, .2, .1, 0}, 0.005)
+	within(t, "one choice", shares(fixed(Policy{Choices: 1}, eps, usable), 5, 100000, live), []float64{.2, .2, .2, .2, .2}, 1e-4)
+	four := shares(fixed(Policy{Choices: 4}, eps, usable), 5, 100000, live)
 	if four[0] < .6 || four[3] > .02 || four[4] != 0 {
 		t.Errorf("four choices: shares %.3f", four)
 	}
@@ -208,7 +236,7 @@ func TestLeastRequestBalances(t *testing.T) {
 		{"very unequal", []uint32{1000, 10, 10}, 1020, .2},
 	} {
 		eps, usable := endpoints(c.weights...)
-		p := NewPicker(Policy{}, eps, usable)
+		p := fixed(Policy{}, eps, usable)
 		random := rand.New(rand.NewPCG(7, 8))
 		live := make(loads, len(c.weights))
 		var flight []int
@@ -251,22 +279,24 @@ func TestScaleAndNext(t *testing.T) {
 }
 
 func TestOtherNeverDrawsTheSame(t *testing.T) {
-	eps, usable := endpoints(5, 1, 3, 1)
-	w := newWeights(eps, usable)
-	for not := range usable {
-		counts := map[int]int{}
-		rest := w.sum() - w.each[not]
-		step := math.MaxUint64/rest + 1
-		for i := range rest {
-			counts[w.other(not, i*step)]++
-		}
-		for i, weight := range w.each {
-			want := int(weight)
-			if i == not {
-				want = 0
+	for _, weights := range [][]uint32{{5, 1, 3, 1}, {1, 1, 1, 1}} {
+		eps, usable := endpoints(weights...)
+		pool := fixed(Policy{Kind: Random}, eps, usable).prios[0].pools[healthy]
+		for not := range usable {
+			counts := map[int]int{}
+			rest := pool.bag.total - pool.bag.weight(not)
+			step := math.MaxUint64/rest + 1
+			for i := range rest {
+				counts[pool.other(not, i*step)]++
 			}
-			if counts[i] != want {
-				t.Errorf("all but %d: %d is drawn %d times, want %d", not, i, counts[i], want)
+			for i, weight := range weights {
+				want := int(weight)
+				if i == not {
+					want = 0
+				}
+				if counts[i] != want {
+					t.Errorf("all but %d: %d is drawn %d times, want %d", not, i, counts[i], want)
+				}
 			}
 		}
 	}
@@ -277,7 +307,7 @@ func TestPickDoesNotAllocate(t *testing.T) {
 	for _, weights := range [][]uint32{{1, 1, 1, 1, 1}, {1, 2, 3, 4, 5}, {4e9, 1, 4e9, 7, 4e9}} {
 		eps, usable := endpoints(weights...)
 		for _, policy := range []Policy{{Kind: RoundRobin}, {Kind: Random}, {Kind: LeastRequest}, {Choices: 4}} {
-			p := NewPicker(policy, eps, usable)
+			p := fixed(policy, eps, usable)
 			seq := uint64(0)
 			if n := testing.AllocsPerRun(100, func() { seq++; p.Pick(seq, seq<<50, live) }); n != 0 {
 				t.Errorf("%+v on %v allocates %v times", policy, weights, n)
@@ -308,7 +338,7 @@ func BenchmarkPick(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			eps, usable := endpoints(c.weights...)
-			p := NewPicker(c.policy, eps, usable)
+			p := fixed(c.policy, eps, usable)
 			b.ReportAllocs()
 			seq := uint64(0)
 			for b.Loop() {
