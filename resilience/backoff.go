@@ -60,6 +60,26 @@ func (p *RetryPolicy) Delay(o *Outcome, retry int, now time.Time, draw uint64) (
 	return p.Backoff(retry, draw), false
 }
 
+var pushbackHeader = routing.NewHeaderName("grpc-retry-pushback-ms")
+
+// Pushback reads what a gRPC response says of another attempt (gRFC A6,
+// grpc-retry-pushback-ms): the pause before it, or, where the value is negative
+// or no whole number, that there shall be none. asked is false where it says nothing.
+func Pushback(o *Outcome) (pause time.Duration, asked, stop bool) {
+	if o.GRPC < 0 || o.Failure != NoFailure {
+		return 0, false, false
+	}
+	values := pushbackHeader.In(o.Header, o.Form)
+	if len(values) == 0 {
+		return 0, false, false
+	}
+	ms, err := strconv.ParseUint(values[0], 10, 31)
+	if err != nil {
+		return 0, false, true
+	}
+	return time.Duration(ms) * time.Millisecond, true, false
+}
+
 // ResetFormat is how a header tells when a rate limit ends.
 type ResetFormat uint8
 

@@ -1,6 +1,9 @@
 package resilience
 
-import "github.com/sinew-mesh/sinew/routing"
+import (
+	"github.com/sinew-mesh/sinew/routing"
+	"github.com/sinew-mesh/sinew/routing/lb"
+)
 
 // Failure says how an attempt ended without a complete response.
 type Failure uint8
@@ -50,13 +53,15 @@ type Outcome struct {
 	Header map[string][]string
 	// Form is how the keys of Header are spelled.
 	Form routing.HeaderForm
+	// Load is what the endpoint said of its load; nil where it said nothing.
+	Load *lb.LoadReport
 	// Err is the error behind Failure, for the caller.
 	Err error
 }
 
-// httpStatus returns the HTTP status that a gRPC status stands for (Envoy's
+// HTTPStatusOf returns the HTTP status that a gRPC status stands for (Envoy's
 // Grpc::Utility::grpcToHttpStatus, which is google.rpc.Code's table).
-func httpStatus(grpc int) int {
+func HTTPStatusOf(grpc int) int {
 	switch grpc {
 	case 0: // OK
 		return 200
@@ -82,4 +87,22 @@ func httpStatus(grpc int) int {
 		return 401
 	}
 	return 500 // UNKNOWN, INTERNAL, DATA_LOSS and codes that do not exist
+}
+
+// GRPCStatusOf returns the gRPC status that an HTTP status stands for
+// (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md).
+func GRPCStatusOf(http int) int {
+	switch http {
+	case 400:
+		return 13 // INTERNAL
+	case 401:
+		return 16 // UNAUTHENTICATED
+	case 403:
+		return 7 // PERMISSION_DENIED
+	case 404:
+		return 12 // UNIMPLEMENTED
+	case 429, 502, 503, 504:
+		return 14 // UNAVAILABLE
+	}
+	return 2 // UNKNOWN
 }

@@ -9,8 +9,7 @@ import (
 const MaxConsecutive = 1<<streakBits - 1
 
 // Outlier says when an endpoint is taken out of use for its failures, and for
-// how long (envoy.config.cluster.v3.OutlierDetection): its kinds that count
-// consecutive failures. Percentages are from 0 to 100.
+// how long (envoy.config.cluster.v3.OutlierDetection). Percentages are from 0 to 100.
 type Outlier struct {
 	Consecutive5xx                     uint32 // failures in a row; 0 detects none; default 5
 	EnforcingConsecutive5xx            uint32 // per cent of detections that eject; default 100
@@ -24,6 +23,22 @@ type Outlier struct {
 	ConsecutiveLocalOriginFailure          uint32 // default 5
 	EnforcingConsecutiveLocalOriginFailure uint32 // default 100
 
+	// Success rates and failure percentages are compared at each Interval, among the
+	// endpoints with enough requests in it, if enough endpoints have so many.
+	EnforcingSuccessRate                  uint32 // default 100
+	SuccessRateMinimumHosts               uint32 // default 5
+	SuccessRateRequestVolume              uint32 // default 100
+	SuccessRateStdevFactor                uint32 // in thousandths; default 1900
+	EnforcingFailurePercentage            uint32 // default 0
+	FailurePercentageThreshold            uint32 // default 85
+	FailurePercentageMinimumHosts         uint32 // default 5
+	FailurePercentageRequestVolume        uint32 // default 50
+	EnforcingLocalOriginSuccessRate       uint32 // default 100; with SplitLocalOrigin
+	EnforcingFailurePercentageLocalOrigin uint32 // default 0; with SplitLocalOrigin
+	// KeepWhenChecked leaves an endpoint ejected though an active health check passes
+	// (successful_active_health_check_uneject_host: false).
+	KeepWhenChecked bool
+
 	Interval               time.Duration // between sweeps that end ejections; default 10 s
 	BaseEjectionTime       time.Duration // of the first ejection; default 30 s
 	MaxEjectionTime        time.Duration // default the larger of 300 s and BaseEjectionTime
@@ -33,7 +48,8 @@ type Outlier struct {
 }
 
 // DefaultOutlier is Envoy's: five failures in a row eject for 30 s times the
-// number of ejections, at most a tenth of the endpoints at one time.
+// number of ejections, at most a tenth of the endpoints at one time, and so does
+// a success rate that is 1.9 standard deviations below the others'.
 var DefaultOutlier = Outlier{
 	Consecutive5xx:                         5,
 	EnforcingConsecutive5xx:                100,
@@ -41,6 +57,14 @@ var DefaultOutlier = Outlier{
 	EnforcingConsecutiveGatewayFailure:     0,
 	ConsecutiveLocalOriginFailure:          5,
 	EnforcingConsecutiveLocalOriginFailure: 100,
+	EnforcingSuccessRate:                   100,
+	SuccessRateMinimumHosts:                5,
+	SuccessRateRequestVolume:               100,
+	SuccessRateStdevFactor:                 1900,
+	FailurePercentageThreshold:             85,
+	FailurePercentageMinimumHosts:          5,
+	FailurePercentageRequestVolume:         50,
+	EnforcingLocalOriginSuccessRate:        100,
 	Interval:                               10 * time.Second,
 	BaseEjectionTime:                       30 * time.Second,
 	MaxEjectionTime:                        300 * time.Second,
@@ -60,6 +84,11 @@ func (o *Outlier) Validate() error {
 		{"enforcing_consecutive_gateway_failure", o.EnforcingConsecutiveGatewayFailure, 100},
 		{"consecutive_local_origin_failure", o.ConsecutiveLocalOriginFailure, MaxConsecutive},
 		{"enforcing_consecutive_local_origin_failure", o.EnforcingConsecutiveLocalOriginFailure, 100},
+		{"enforcing_success_rate", o.EnforcingSuccessRate, 100},
+		{"enforcing_failure_percentage", o.EnforcingFailurePercentage, 100},
+		{"failure_percentage_threshold", o.FailurePercentageThreshold, 100},
+		{"enforcing_local_origin_success_rate", o.EnforcingLocalOriginSuccessRate, 100},
+		{"enforcing_failure_percentage_local_origin", o.EnforcingFailurePercentageLocalOrigin, 100},
 		{"max_ejection_percent", o.MaxEjectionPercent, 100},
 	} {
 		if f.value > f.limit {
@@ -109,7 +138,7 @@ func ResultOf(o *Outcome) Result {
 	}
 	status := o.Status
 	if o.GRPC >= 0 && status == 200 {
-		status = httpStatus(o.GRPC)
+		status = HTTPStatusOf(o.GRPC)
 	}
 	switch {
 	case isGatewayError(status):

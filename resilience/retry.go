@@ -92,6 +92,15 @@ type RetryPolicy struct {
 	AvoidPrevious  bool          // previous_hosts predicate: prefer endpoints not yet tried
 	SelectAttempts uint32        // host_selection_retry_max_attempts; default 1 (Envoy), 5 in Istio
 
+	// PerTryIdleTimeout ends an attempt on which nothing has moved for so long; zero means none.
+	PerTryIdleTimeout time.Duration
+	// OmitMetadata avoids endpoints with this "envoy.lb" metadata (omit_host_metadata,
+	// omit_canary_hosts), as AvoidPrevious avoids those already tried.
+	OmitMetadata map[string]string
+	// PreviousPriorities has later attempts leave out the priorities that were tried, after
+	// so many attempts each (previous_priorities, update_frequency); 0 does not.
+	PreviousPriorities uint32
+
 	// Headers are retriable_headers, conditions on the response with
 	// OnRetriableHeaders; one that matches is enough. ":status" is the status.
 	Headers []routing.HeaderMatch
@@ -115,6 +124,8 @@ func (p *RetryPolicy) Validate() error {
 		return fmt.Errorf("on: unknown condition bits %#x", uint32(p.On>>len(retryOnNames)<<len(retryOnNames)))
 	case p.PerTryTimeout < 0:
 		return fmt.Errorf("per_try_timeout: %v is negative", p.PerTryTimeout)
+	case p.PerTryIdleTimeout < 0:
+		return fmt.Errorf("per_try_idle_timeout: %v is negative", p.PerTryIdleTimeout)
 	case p.BaseInterval < 0:
 		return fmt.Errorf("base_interval: %v is negative", p.BaseInterval)
 	case p.MaxInterval < 0:
