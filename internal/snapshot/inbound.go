@@ -38,6 +38,8 @@ type FilterChain struct {
 	TrustedHops int
 	// Paths says how a request's path is normalised before anything looks at it, the handler included.
 	Paths identity.PathOptions
+	// Hosts says the same of its authority.
+	Hosts identity.HostOptions
 	// External is asked where Authorizer.Custom says so; nil where it never does.
 	External *ExternalAuthorizer
 	// Tokens are what requests must carry; nil asks for none.
@@ -46,6 +48,10 @@ type FilterChain struct {
 	Authorizer *identity.Authorizer
 	// RateLimits apply to all requests, in order: each must let a request through.
 	RateLimits []*resilience.RateLimit
+	// Concurrency bounds the requests by their latency; nil does not. It stands
+	// before all that looks at requests, or with ConcurrencyLast after it.
+	Concurrency     *resilience.AdaptiveConcurrency
+	ConcurrencyLast bool
 	// Routes have limits of their own; the first that matches counts. Every
 	// request reaches the handler, whether or not a route matches.
 	Routes []InboundRoute

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	concurrencyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/adaptive_concurrency/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
@@ -28,9 +29,10 @@ const (
 	stageAudit
 	stageRules
 	stageLimits
+	stageConcurrency
 )
 
-var stageNames = [...]string{"", "CUSTOM rules", "the external authorizer", "tokens", "AUDIT rules", "DENY and ALLOW rules", "rate limits"}
+var stageNames = [...]string{"", "CUSTOM rules", "the external authorizer", "tokens", "AUDIT rules", "DENY and ALLOW rules", "rate limits", "adaptive concurrency"}
 
 // access reads the HTTP filters of a filter chain that decide on requests.
 type access struct {
@@ -40,6 +42,8 @@ type access struct {
 	rules  rulesReader
 	custom *customRules
 	limits []limitFilter
+	// bounded says that there is a filter for adaptive concurrency.
+	bounded bool
 	// enforced are the names of the filters that have been read.
 	enforced map[string]bool
 }
@@ -75,6 +79,8 @@ func (a *access) filter(name string, config *anypb.Any, disabled bool) (known bo
 		f = read(config, &ratelimitv3.LocalRateLimit{}, func(m *ratelimitv3.LocalRateLimit) *fault {
 			return a.rateLimit(name, m, disabled)
 		})
+	case config.MessageIs((*concurrencyv3.AdaptiveConcurrency)(nil)):
+		f = read(config, &concurrencyv3.AdaptiveConcurrency{}, a.concurrency)
 	default:
 		return false, nil
 	}
@@ -99,6 +105,27 @@ func (a *access) reach(s stage, once bool) *fault {
 		return faultf("", "%s after %s: not supported", stageNames[s], stageNames[a.stage])
 	}
 	a.stage = s
+	return nil
+}
+
+// concurrency reads a bound on the requests under way. Before all other filters
+// that decide it counts what they refuse too, after all of them only what they let
+// through: both places are kept, and any other is refused.
+func (a *access) concurrency(m *concurrencyv3.AdaptiveConcurrency) *fault {
+	limit, f := adaptiveConcurrency(m)
+	switch {
+	case f != nil:
+		return f
+	case a.bounded:
+		return faultf("", "adaptive concurrency twice: not supported")
+	case !limit.Enabled:
+		return nil
+	}
+	a.bounded, a.chain.Concurrency = true, limit
+	if a.stage > 0 {
+		a.chain.ConcurrencyLast = true
+		return a.reach(stageConcurrency, true)
+	}
 	return nil
 }
 

@@ -27,7 +27,7 @@ func compiled(filterType string, fields json.RawMessage, before ...string) (*sna
 	filter := `{"name": "f", "typed_config": {` + httpFilters3 + filterType + `"` + body + `}`
 	var m listenerv3.Listener
 	doc := strings.ReplaceAll(guarded(append(before, filter)...), "envoy::extensions::", "type.googleapis.com/envoy.extensions.")
-	if err := (protojson.UnmarshalOptions{Resolver: resolver{protoregistry.GlobalTypes}}).Unmarshal([]byte(doc), &m); err != nil {
+	if err := (protojson.UnmarshalOptions{Resolver: extensionTypes{protoregistry.GlobalTypes}}).Unmarshal([]byte(doc), &m); err != nil {
 		return nil, fmt.Errorf("protojson: %w", err)
 	}
 	in, f := inbound(&m)

@@ -1,84 +1,258 @@
 package compile
 
+//lint:file-ignore SA1019 servers still send Envoy's deprecated fields.
+
 import (
-	"strings"
+	"math"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	leastrequestv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
-	randomv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/random/v3"
-	roundrobinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/routing/lb"
 )
 
-// DefaultChoices is how many endpoints least request compares where the
-// cluster does not say (envoy.config.cluster.v3.Cluster.LeastRequestLbConfig.choice_count).
-const DefaultChoices = 2
+const (
+	// DefaultPanicThreshold is the percentage of a cluster that does not set one
+	// (envoy.config.cluster.v3.Cluster.CommonLbConfig.healthy_panic_threshold).
+	DefaultPanicThreshold = 50
+	// DefaultChoices is how many endpoints least request compares where the
+	// cluster does not say (envoy.config.cluster.v3.Cluster.LeastRequestLbConfig.choice_count).
+	DefaultChoices = 2
+)
 
 // balancing reads how to choose among endpoints: load_balancing_policy where
-// it is set, else lb_policy.
-func balancing(m *clusterv3.Cluster) (lb.Policy, *fault) {
-	if m.GetLoadBalancingPolicy() != nil {
-		p, f := firstPolicy(m.GetLoadBalancingPolicy())
-		return p, f.under("load_balancing_policy")
-	}
-	leastRequest, roundRobin := m.GetLeastRequestLbConfig(), m.GetRoundRobinLbConfig()
-	switch policy := m.GetLbPolicy(); {
-	case leastRequest != nil && policy != clusterv3.Cluster_LEAST_REQUEST:
-		return lb.Policy{}, faultf("least_request_lb_config", "does not fit lb_policy, which is %v", policy)
-	case roundRobin != nil && policy != clusterv3.Cluster_ROUND_ROBIN:
-		return lb.Policy{}, faultf("round_robin_lb_config", "does not fit lb_policy, which is %v", policy)
-	}
-	switch policy := m.GetLbPolicy(); policy {
-	case clusterv3.Cluster_ROUND_ROBIN:
-		return lb.Policy{Kind: lb.RoundRobin}, nil
-	case clusterv3.Cluster_RANDOM:
-		return lb.Policy{Kind: lb.Random}, nil
-	case clusterv3.Cluster_LEAST_REQUEST:
-		p, f := leastRequestPolicy(leastRequest.GetChoiceCount())
-		return p, f.under("least_request_lb_config")
+// it is set, else lb_policy and the fields that belong to it.
+func balancing(m *clusterv3.Cluster, where snapshot.Discovery) (lb.Policy, *fault) {
+	var p lb.Policy
+	var f *fault
+	switch {
+	case where == snapshot.Aggregate:
+		p.Kind = lb.RoundRobin // of the aggregate itself, which has no endpoints
+		f = clusterProvided(m)
+	case m.GetLoadBalancingPolicy() != nil:
+		if f = notBeside(m); f == nil {
+			p, f = policyOf(m.GetLoadBalancingPolicy(), 0)
+			f = f.under("load_balancing_policy")
+		}
 	default:
-		return lb.Policy{}, faultf("lb_policy", "%v is not supported", policy)
+		if p, f = oldPolicy(m); f == nil && m.GetLbSubsetConfig() != nil {
+			f = oldSubsets(m.GetLbSubsetConfig(), &p).under("lb_subset_config")
+		}
 	}
+	if f != nil {
+		return lb.Policy{}, f
+	}
+	p.PanicThreshold = DefaultPanicThreshold
+	if f := percent("healthy_panic_threshold", m.GetCommonLbConfig().GetHealthyPanicThreshold(), &p.PanicThreshold); f != nil {
+		return lb.Policy{}, f.under("common_lb_config")
+	}
+	if m.GetCommonLbConfig().GetIgnoreNewHostsUntilFirstHc() && len(m.GetHealthChecks()) > 0 {
+		return lb.Policy{}, faultf("common_lb_config.ignore_new_hosts_until_first_hc", notSupported)
+	}
+	return p, nil
 }
 
-func leastRequestPolicy(choices *wrapperspb.UInt32Value) (lb.Policy, *fault) {
+// notBeside refuses what load_balancing_policy does not go together with, as Envoy does.
+func notBeside(m *clusterv3.Cluster) *fault {
+	common := m.GetCommonLbConfig()
+	for _, old := range []struct {
+		name string
+		set  bool
+	}{
+		{"lb_subset_config", m.GetLbSubsetConfig() != nil},
+		{"common_lb_config.zone_aware_lb_config", common.GetZoneAwareLbConfig() != nil},
+		{"common_lb_config.locality_weighted_lb_config", common.GetLocalityWeightedLbConfig() != nil},
+		{"common_lb_config.consistent_hashing_lb_config", common.GetConsistentHashingLbConfig() != nil},
+	} {
+		if old.set {
+			return faultf(old.name, "not supported beside load_balancing_policy")
+		}
+	}
+	return nil
+}
+
+// oldPolicy reads lb_policy.
+func oldPolicy(m *clusterv3.Cluster) (lb.Policy, *fault) {
+	policy := m.GetLbPolicy()
+	for _, config := range []struct {
+		name string
+		set  bool
+		of   clusterv3.Cluster_LbPolicy
+	}{
+		{"least_request_lb_config", m.GetLeastRequestLbConfig() != nil, clusterv3.Cluster_LEAST_REQUEST},
+		{"round_robin_lb_config", m.GetRoundRobinLbConfig() != nil, clusterv3.Cluster_ROUND_ROBIN},
+		{"ring_hash_lb_config", m.GetRingHashLbConfig() != nil, clusterv3.Cluster_RING_HASH},
+		{"maglev_lb_config", m.GetMaglevLbConfig() != nil, clusterv3.Cluster_MAGLEV},
+	} {
+		if config.set && policy != config.of {
+			return lb.Policy{}, faultf(config.name, "does not fit lb_policy, which is %v", policy)
+		}
+	}
+	var p lb.Policy
+	var f *fault
+	switch policy {
+	case clusterv3.Cluster_ROUND_ROBIN:
+		p.Kind = lb.RoundRobin
+		p.SlowStart, f = slowStart(m.GetRoundRobinLbConfig().GetSlowStartConfig())
+		f = f.under("slow_start_config").under("round_robin_lb_config")
+	case clusterv3.Cluster_RANDOM:
+		p.Kind = lb.Random
+	case clusterv3.Cluster_LEAST_REQUEST:
+		c := m.GetLeastRequestLbConfig()
+		if p, f = leastRequest(c.GetChoiceCount(), c.GetActiveRequestBias()); f == nil {
+			p.SlowStart, f = slowStart(c.GetSlowStartConfig())
+			f = f.under("slow_start_config")
+		}
+		f = f.under("least_request_lb_config")
+	case clusterv3.Cluster_RING_HASH:
+		c := m.GetRingHashLbConfig()
+		function := lb.XXHash
+		switch c.GetHashFunction() {
+		case clusterv3.Cluster_RingHashLbConfig_XX_HASH:
+		case clusterv3.Cluster_RingHashLbConfig_MURMUR_HASH_2:
+			function = lb.MurmurHash2
+		default:
+			f = faultf("hash_function", "value %d is not known", c.GetHashFunction())
+		}
+		if f == nil {
+			p, f = ringHash(function, c.GetMinimumRingSize(), c.GetMaximumRingSize())
+		}
+		f = f.under("ring_hash_lb_config")
+	case clusterv3.Cluster_MAGLEV:
+		p, f = maglev(m.GetMaglevLbConfig().GetTableSize())
+		f = f.under("maglev_lb_config")
+	case clusterv3.Cluster_LOAD_BALANCING_POLICY_CONFIG:
+		f = faultf("load_balancing_policy", "missing, though lb_policy is %v", policy)
+	default:
+		f = faultf("lb_policy", "%v is not supported", policy)
+	}
+	if f != nil {
+		return lb.Policy{}, f
+	}
+	f = oldCommon(m.GetCommonLbConfig(), &p).under("common_lb_config")
+	return p, f
+}
+
+// oldCommon reads what common_lb_config says about localities and hashing.
+func oldCommon(c *clusterv3.Cluster_CommonLbConfig, p *lb.Policy) *fault {
+	p.LocalityWeighted = c.GetLocalityWeightedLbConfig() != nil
+	if z := c.GetZoneAwareLbConfig(); z != nil {
+		if isHash(p.Kind) {
+			return faultf("zone_aware_lb_config", "not supported for a policy by hash")
+		}
+		var f *fault
+		if p.ZoneAware, f = zoneAware(z.GetRoutingEnabled(), z.GetMinClusterSize(), z.GetFailTrafficOnPanic()); f != nil {
+			return f.under("zone_aware_lb_config")
+		}
+	}
+	// Hashing is of no effect without a policy by hash, as in Envoy, but never wrong.
+	h := c.GetConsistentHashingLbConfig()
+	o, f := hashOptions(h.GetUseHostnameForHashing(), h.GetHashBalanceFactor())
+	if f != nil {
+		return f.under("consistent_hashing_lb_config")
+	}
+	switch p.Kind {
+	case lb.RingHash:
+		p.Ring.Options = o
+	case lb.Maglev:
+		p.Table.Options = o
+	}
+	return nil
+}
+
+func isHash(k lb.Kind) bool { return k == lb.RingHash || k == lb.Maglev }
+
+func leastRequest(choices *wrapperspb.UInt32Value, bias *corev3.RuntimeDouble) (lb.Policy, *fault) {
 	p := lb.Policy{Kind: lb.LeastRequest, Choices: DefaultChoices}
 	number(&p.Choices, choices)
 	if p.Choices < 2 {
 		return lb.Policy{}, faultf("choice_count", "%d is less than 2", p.Choices)
 	}
+	if bias != nil {
+		v := bias.GetDefaultValue()
+		if !(v >= 0) || math.IsInf(v, 0) {
+			return lb.Policy{}, faultf("active_request_bias.default_value", "%v is not a number from 0", v)
+		}
+		p.ActiveBias = &v
+	}
 	return p, nil
 }
 
-// firstPolicy reads the first policy in the list that is known (gRFC A52). Its
-// own configuration has to be enforced; no later policy stands in for it.
-//
-// wrr_locality counts as not known: it chooses a locality by weight first.
-func firstPolicy(m *clusterv3.LoadBalancingPolicy) (lb.Policy, *fault) {
-	var names []string
-	for i, policy := range m.GetPolicies() {
-		config := policy.GetTypedExtensionConfig().GetTypedConfig()
-		var p lb.Policy
-		var f *fault
-		switch kind := typeName(config); kind {
-		case "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin":
-			p.Kind = lb.RoundRobin
-			f = extension(config, &roundrobinv3.RoundRobin{})
-		case "envoy.extensions.load_balancing_policies.random.v3.Random":
-			p.Kind = lb.Random
-			f = extension(config, &randomv3.Random{})
-		case "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest":
-			var lr leastrequestv3.LeastRequest
-			if f = extension(config, &lr); f == nil {
-				p, f = leastRequestPolicy(lr.GetChoiceCount())
-			}
-		default:
-			names = append(names, kind)
-			continue
-		}
-		return p, f.under("typed_config").under("typed_extension_config").underIndex("policies", i)
+const (
+	defaultMinRing   = 1024
+	maxRing          = 8 << 20 // of both bounds; the default of the upper one
+	defaultTableSize = 65537
+	maxTableSize     = 5_000_011
+)
+
+func ringHash(function lb.HashFunction, least, most *wrapperspb.UInt64Value) (lb.Policy, *fault) {
+	ring := lb.Ring{MinSize: defaultMinRing, MaxSize: maxRing, Function: function}
+	if least != nil {
+		ring.MinSize = least.GetValue()
 	}
-	return lb.Policy{}, faultf("policies", "none of these is supported: %s", strings.Join(names, ", "))
+	if most != nil {
+		ring.MaxSize = most.GetValue()
+	}
+	switch {
+	case ring.MinSize > maxRing:
+		return lb.Policy{}, faultf("minimum_ring_size", "%d is more than %d", ring.MinSize, maxRing)
+	case ring.MaxSize > maxRing:
+		return lb.Policy{}, faultf("maximum_ring_size", "%d is more than %d", ring.MaxSize, maxRing)
+	case ring.MinSize > ring.MaxSize:
+		return lb.Policy{}, faultf("minimum_ring_size", "%d is more than maximum_ring_size, %d", ring.MinSize, ring.MaxSize)
+	case ring.MinSize == 0:
+		return lb.Policy{}, faultf("minimum_ring_size", "must be more than 0")
+	}
+	return lb.Policy{Kind: lb.RingHash, Ring: ring}, nil
+}
+
+func maglev(size *wrapperspb.UInt64Value) (lb.Policy, *fault) {
+	table := lb.Table{Size: defaultTableSize}
+	if size != nil {
+		table.Size = size.GetValue()
+	}
+	if table.Size > maxTableSize {
+		return lb.Policy{}, faultf("table_size", "%d is more than %d", table.Size, maxTableSize)
+	}
+	if !isPrime(table.Size) {
+		return lb.Policy{}, faultf("table_size", "%d is not a prime", table.Size)
+	}
+	return lb.Policy{Kind: lb.Maglev, Table: table}, nil
+}
+
+func isPrime(n uint64) bool {
+	if n < 2 {
+		return false
+	}
+	for d := uint64(2); d*d <= n; d++ {
+		if n%d == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func hashOptions(byName bool, factor *wrapperspb.UInt32Value) (lb.HashOptions, *fault) {
+	o := lb.HashOptions{UseHostname: byName}
+	if factor != nil {
+		if o.BalanceFactor = factor.GetValue(); o.BalanceFactor < 100 {
+			return o, faultf("hash_balance_factor", "%d is less than 100", o.BalanceFactor)
+		}
+	}
+	return o, nil
+}
+
+// percent sets v where the field is set.
+func percent(field string, p *typev3.Percent, v *float64) *fault {
+	if p == nil {
+		return nil
+	}
+	if !isPercent(p.GetValue()) {
+		return faultf(field+".value", "%v is not between 0 and 100", p.GetValue())
+	}
+	*v = p.GetValue()
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -13,14 +14,9 @@ import (
 	"github.com/sinew-mesh/sinew/resilience"
 )
 
-const (
-	// DefaultConnectTimeout is the limit of a cluster that does not set one
-	// (envoy.config.cluster.v3.Cluster.connect_timeout).
-	DefaultConnectTimeout = 5 * time.Second
-	// DefaultPanicThreshold is the percentage of a cluster that does not set one
-	// (envoy.config.cluster.v3.Cluster.CommonLbConfig.healthy_panic_threshold).
-	DefaultPanicThreshold = 50
-)
+// DefaultConnectTimeout is the limit of a cluster that does not set one
+// (envoy.config.cluster.v3.Cluster.connect_timeout).
+const DefaultConnectTimeout = 5 * time.Second
 
 // Cluster compiles a Cluster. name is set where it could be read, even with
 // an error.
@@ -44,7 +40,7 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 	if m.GetName() == "" {
 		return nil, faultf("name", "is empty")
 	}
-	c := &snapshot.Cluster{Name: m.GetName(), Service: m.GetName(), PanicThreshold: DefaultPanicThreshold}
+	c := &snapshot.Cluster{Name: m.GetName(), Service: m.GetName()}
 	if service, subset, ok := istioName(m.GetName()); ok {
 		c.Service, c.Subset = service, subset
 	}
@@ -62,13 +58,14 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 	if c.ConnectTimeout, f = positive("connect_timeout", m.GetConnectTimeout(), DefaultConnectTimeout); f != nil {
 		return nil, f
 	}
-	if c.LB, f = balancing(m); f != nil {
+	if c.LB, f = balancing(m, c.Discovery); f != nil {
 		return nil, f
 	}
-	if p := m.GetCommonLbConfig().GetHealthyPanicThreshold(); p != nil {
-		if c.PanicThreshold = p.GetValue(); !isPercent(c.PanicThreshold) {
-			return nil, faultf("common_lb_config.healthy_panic_threshold.value", "%v is not between 0 and 100", p.GetValue())
-		}
+	if f := ownFields(m, c); f != nil {
+		return nil, f
+	}
+	if c.HealthChecks, f = healthChecks(m.GetHealthChecks(), m.GetName()); f != nil {
+		return nil, f
 	}
 	if f := circuitBreakers(m.GetCircuitBreakers(), c); f != nil {
 		return nil, f.under("circuit_breakers")
@@ -76,6 +73,11 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 	if m.GetOutlierDetection() != nil {
 		if c.Outlier, f = outlier(m.GetOutlierDetection()); f != nil {
 			return nil, f.under("outlier_detection")
+		}
+	}
+	if k := m.GetUpstreamConnectionOptions().GetTcpKeepalive(); k != nil {
+		if c.KeepAlive, f = keepAlive(k); f != nil {
+			return nil, f.under("tcp_keepalive").under("upstream_connection_options")
 		}
 	}
 	n, f := protocol(m, c)
@@ -90,6 +92,18 @@ func cluster(m *clusterv3.Cluster) (*snapshot.Cluster, *fault) {
 
 // discovery reads where the endpoints come from.
 func discovery(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
+	custom, eds := m.GetClusterType() != nil, m.GetEdsClusterConfig() != nil
+	if kind := m.GetType(); eds && (custom || kind != clusterv3.Cluster_EDS) {
+		if custom {
+			return faultf("eds_cluster_config", "not supported beside cluster_type")
+		}
+		if kind != clusterv3.Cluster_ORIGINAL_DST { // refused as such
+			return faultf("eds_cluster_config", "not supported in a cluster of type %v", kind)
+		}
+	}
+	if custom {
+		return customType(m, c)
+	}
 	switch m.GetType() {
 	case clusterv3.Cluster_EDS:
 		if m.GetLoadAssignment() != nil {
@@ -107,15 +121,16 @@ func discovery(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
 		}
 		return nil
 	case clusterv3.Cluster_STATIC:
-		if m.GetEdsClusterConfig() != nil {
-			return faultf("eds_cluster_config", "not supported in a cluster of type STATIC")
-		}
-		if m.GetLoadAssignment() == nil {
-			return faultf("load_assignment", "missing")
-		}
+		// Without load_assignment there are no endpoints: Istio's BlackHoleCluster is so.
 		eps, f := loadAssignment(m.GetLoadAssignment(), ipOnly)
 		c.Endpoints = eps
 		return f.under("load_assignment")
+	case clusterv3.Cluster_STRICT_DNS:
+		c.Discovery = snapshot.StrictDNS
+		return oldDNS(m, c)
+	case clusterv3.Cluster_LOGICAL_DNS:
+		c.Discovery = snapshot.LogicalDNS
+		return oldDNS(m, c)
 	default:
 		return faultf("type", "%v is not supported", m.GetType())
 	}
@@ -130,24 +145,31 @@ func istioName(name string) (service, subset string, ok bool) {
 	return parts[3], parts[2], true
 }
 
-// circuitBreakers reads the thresholds of priority DEFAULT: the first of them,
-// as Envoy. No request has priority HIGH, because a route that sets it is refused.
+// circuitBreakers reads the thresholds of each priority: the first of them, as Envoy.
 func circuitBreakers(m *clusterv3.CircuitBreakers, c *snapshot.Cluster) *fault {
-	c.Limits = resilience.DefaultLimits
+	c.Limits, c.HighLimits = resilience.DefaultLimits, resilience.DefaultLimits
+	var seen [resilience.Priorities]bool
 	for i, t := range m.GetThresholds() {
-		if t.GetPriority() != 0 {
+		p, limits, budget := resilience.DefaultPriority, &c.Limits, &c.RetryBudget
+		switch t.GetPriority() {
+		case corev3.RoutingPriority_DEFAULT:
+		case corev3.RoutingPriority_HIGH:
+			p, limits, budget = resilience.HighPriority, &c.HighLimits, &c.HighRetryBudget
+		default:
+			return faultf("priority", "value %d is not known", t.GetPriority()).underIndex("thresholds", i)
+		}
+		if seen[p] {
 			continue
 		}
-		number(&c.Limits.MaxConnections, t.GetMaxConnections())
-		number(&c.Limits.MaxPendingRequests, t.GetMaxPendingRequests())
-		number(&c.Limits.MaxRequests, t.GetMaxRequests())
-		number(&c.Limits.MaxRetries, t.GetMaxRetries())
-		budget, f := retryBudget(t.GetRetryBudget())
-		if f != nil {
+		seen[p] = true
+		number(&limits.MaxConnections, t.GetMaxConnections())
+		number(&limits.MaxPendingRequests, t.GetMaxPendingRequests())
+		number(&limits.MaxRequests, t.GetMaxRequests())
+		number(&limits.MaxRetries, t.GetMaxRetries())
+		var f *fault
+		if *budget, f = retryBudget(t.GetRetryBudget()); f != nil {
 			return f.under("retry_budget").underIndex("thresholds", i)
 		}
-		c.RetryBudget = budget
-		break
 	}
 	return nil
 }
@@ -157,10 +179,8 @@ func retryBudget(m *clusterv3.CircuitBreakers_Thresholds_RetryBudget) (*resilien
 		return nil, nil
 	}
 	b := resilience.DefaultRetryBudget
-	if m.GetBudgetPercent() != nil {
-		if b.Percent = m.GetBudgetPercent().GetValue(); !isPercent(b.Percent) {
-			return nil, faultf("budget_percent.value", "%v is not between 0 and 100", b.Percent)
-		}
+	if f := percent("budget_percent", m.GetBudgetPercent(), &b.Percent); f != nil {
+		return nil, f
 	}
 	number(&b.MinConcurrency, m.GetMinRetryConcurrency())
 	if d, f := duration("budget_interval", m.GetBudgetInterval(), 0); f != nil {

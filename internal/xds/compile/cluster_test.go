@@ -3,8 +3,11 @@ package compile
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"testing"
 	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
@@ -25,53 +28,42 @@ func oneCluster(t *testing.T, fields string) (*snapshot.Cluster, error) {
 	return c, err
 }
 
+// withPolicy is a cluster of EDS with one policy, whose type follows the common prefix.
+func withPolicy(config string) string {
+	return eds + `, "load_balancing_policy": {"policies": [{"typed_extension_config": {"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.` + config + `}}}]}`
+}
+
+const lbPath = "load_balancing_policy.policies[0].typed_extension_config.typed_config"
+
 func TestClusterErrorsNameTheField(t *testing.T) {
 	const options = `typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]`
+	policy := withPolicy
 	protocol := func(fields string) string {
 		return eds + `, "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", ` + fields + `}}`
 	}
-	policy := func(config string) string {
-		return eds + `, "load_balancing_policy": {"policies": [{"typed_extension_config": {"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.` + config + `}}}]}`
-	}
-	const lbPath = "load_balancing_policy.policies[0].typed_extension_config.typed_config"
 	for _, tt := range []struct{ fields, path string }{
-		{`"type": "STRICT_DNS"`, "type"},
-		{`"type": "LOGICAL_DNS"`, "type"},
 		{`"type": "ORIGINAL_DST"`, "type"},
 		{`"type": 99`, "type"},
 		{`"cluster_type": {"name": "envoy.clusters.aggregate"}`, "cluster_type"},
 		{`"type": "EDS"`, "eds_cluster_config.eds_config"},
 		{`"type": "EDS", "eds_cluster_config": {"eds_config": {"path": "/x"}}`, "eds_cluster_config.eds_config.path"},
 		{eds + `, "load_assignment": {}`, "load_assignment"},
-		{`"type": "STATIC"`, "load_assignment"},
 		{`"type": "STATIC", "load_assignment": {}, "eds_cluster_config": {}`, "eds_cluster_config"},
 		{`"type": "STATIC", "load_assignment": {"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "name", "port_value": 1}}}}]}]}`,
 			"load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address"},
 		{eds + `, "connect_timeout": "0s"`, "connect_timeout"},
 		{eds + `, "connect_timeout": "-1s"`, "connect_timeout"},
-		{eds + `, "lb_policy": "MAGLEV"`, "lb_policy"},
 		{eds + `, "lb_policy": "CLUSTER_PROVIDED"`, "lb_policy"},
-		{eds + `, "lb_policy": "LOAD_BALANCING_POLICY_CONFIG"`, "lb_policy"},
 		{eds + `, "least_request_lb_config": {}`, "least_request_lb_config"},
 		{eds + `, "lb_policy": "LEAST_REQUEST", "round_robin_lb_config": {}`, "round_robin_lb_config"},
 		{eds + `, "lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}`, "least_request_lb_config.choice_count"},
-		{eds + `, "lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"slow_start_config": {}}`, "least_request_lb_config.slow_start_config"},
 		{eds + `, "load_balancing_policy": {}`, "load_balancing_policy.policies"},
-		{policy(`wrr_locality.v3.WrrLocality"`), "load_balancing_policy.policies"},
 		{policy(`least_request.v3.LeastRequest", "choice_count": 1`), "load_balancing_policy.policies[0].typed_extension_config.typed_config.choice_count"},
-		{policy(`least_request.v3.LeastRequest", "selection_method": "FULL_SCAN"`), lbPath + ".selection_method"},
-		{policy(`round_robin.v3.RoundRobin", "slow_start_config": {}`), lbPath + ".slow_start_config"},
-		{policy(`random.v3.Random", "locality_lb_config": {"locality_weighted_lb_config": {}}`), lbPath + ".locality_lb_config.locality_weighted_lb_config"},
-		{eds + `, "common_lb_config": {"locality_weighted_lb_config": {}}`, "common_lb_config.locality_weighted_lb_config"},
 		{eds + `, "common_lb_config": {"healthy_panic_threshold": {"value": 101}}`, "common_lb_config.healthy_panic_threshold.value"},
 		{eds + `, "common_lb_config": {"healthy_panic_threshold": {"value": "NaN"}}`, "common_lb_config.healthy_panic_threshold.value"},
 		{eds + `, "circuit_breakers": {"per_host_thresholds": [{}]}`, "circuit_breakers.per_host_thresholds"},
 		{eds + `, "circuit_breakers": {"thresholds": [{"priority": "HIGH"}, {"retry_budget": {"budget_percent": {"value": -1}}}]}`, "circuit_breakers.thresholds[1].retry_budget.budget_percent.value"},
 		{eds + `, "circuit_breakers": {"thresholds": [{"retry_budget": {"budget_interval": "10s"}}]}`, "circuit_breakers.thresholds[0].retry_budget.budget_interval"},
-		{eds + `, "outlier_detection": {}`, "outlier_detection.enforcing_success_rate"},
-		{eds + `, "outlier_detection": {"enforcing_success_rate": 1}`, "outlier_detection.enforcing_success_rate"},
-		{eds + `, "outlier_detection": {"enforcing_success_rate": 0, "enforcing_failure_percentage": 1}`, "outlier_detection.enforcing_failure_percentage"},
-		{eds + `, "outlier_detection": {"enforcing_success_rate": 0, "split_external_local_origin_errors": true}`, "outlier_detection.enforcing_local_origin_success_rate"},
 		{eds + `, "outlier_detection": {"enforcing_success_rate": 0, "interval": "0s"}`, "outlier_detection.interval"},
 		{eds + `, "outlier_detection": {"enforcing_success_rate": 0, "base_ejection_time": "-1s"}`, "outlier_detection.base_ejection_time"},
 		{eds + `, "outlier_detection": {"enforcing_success_rate": 0, "monitors": [{}]}`, "outlier_detection.monitors"},
@@ -85,14 +77,11 @@ func TestClusterErrorsNameTheField(t *testing.T) {
 		{eds + `, "upstream_http_protocol_options": {"override_auto_sni_header": "x"}`, "upstream_http_protocol_options.override_auto_sni_header"},
 		{protocol(`"explicit_http_config": {}`) + `, "upstream_http_protocol_options": {}`, "upstream_http_protocol_options"},
 		{eds + `, "filters": [{"name": "istio.metadata_exchange", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}}]`, "filters[0]"},
-		{eds + `, "health_checks": [{}]`, "health_checks"},
-		{eds + `, "lb_subset_config": {}`, "lb_subset_config"},
 		{protocol(`"auto_config": {}`), options + ".auto_config"},
 		{protocol(`"common_http_protocol_options": {"max_connection_duration": "1s"}`), options + ".common_http_protocol_options.max_connection_duration"},
 		{protocol(`"common_http_protocol_options": {"max_stream_duration": "1s"}`), options + ".common_http_protocol_options.max_stream_duration"},
 		{protocol(`"common_http_protocol_options": {"idle_timeout": "-1s"}`), options + ".common_http_protocol_options.idle_timeout"},
 		{protocol(`"explicit_http_config": {"http3_protocol_options": {}}`), options + ".explicit_http_config.http3_protocol_options"},
-		{protocol(`"explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 2}}`), options + ".explicit_http_config.http2_protocol_options.max_concurrent_streams"},
 		{protocol(`"explicit_http_config": {}`) + `, "http2_protocol_options": {}`, "http2_protocol_options"},
 		{eds + `, "typed_extension_protocol_options": {"x": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}}`, `typed_extension_protocol_options["x"]`},
 		{eds + `, "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}}`, options},
@@ -110,8 +99,8 @@ func TestClusterDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := snapshot.Cluster{
-		Name: "c", EndpointsName: "c", Service: "c", ConnectTimeout: 5 * time.Second, LB: lb.Policy{Kind: lb.RoundRobin},
-		PanicThreshold: 50, Limits: resilience.DefaultLimits,
+		Name: "c", EndpointsName: "c", Service: "c", ConnectTimeout: 5 * time.Second, LB: lb.Policy{Kind: lb.RoundRobin, PanicThreshold: 50},
+		Limits: resilience.DefaultLimits, HighLimits: resilience.DefaultLimits,
 	}
 	if got, want := fmt.Sprintf("%+v", *c), fmt.Sprintf("%+v", want); got != want {
 		t.Errorf("%s\nwant %s", got, want)
@@ -136,7 +125,7 @@ func TestClusterFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.EndpointsName != "other" || c.Service != "reviews.default.svc.cluster.local" || c.Subset != "v1" || c.ConnectTimeout != 10*time.Second ||
-		c.LB != (lb.Policy{Kind: lb.LeastRequest, Choices: 4}) || c.PanicThreshold != 0 || !c.HTTP2 || c.IdleTimeout != 15*time.Second || c.MaxRequestsPerConnection != 8 {
+		!reflect.DeepEqual(c.LB, lb.Policy{Kind: lb.LeastRequest, Choices: 4}) || !c.HTTP2 || c.IdleTimeout != 15*time.Second || c.MaxRequestsPerConnection != 8 {
 		t.Errorf("%+v", c)
 	}
 	if c.Limits != (resilience.Limits{MaxConnections: 2, MaxPendingRequests: 3, MaxRequests: 4, MaxRetries: math.MaxUint32}) {
@@ -145,11 +134,18 @@ func TestClusterFields(t *testing.T) {
 	if *c.RetryBudget != (resilience.RetryBudget{Percent: 12.5, MinConcurrency: 0}) {
 		t.Errorf("%+v", c.RetryBudget)
 	}
-	outlier := resilience.DefaultOutlier
+	if high := resilience.DefaultLimits; c.HighLimits.MaxRequests != 1 || c.HighLimits.MaxRetries != high.MaxRetries || c.HighRetryBudget != nil {
+		t.Errorf("%+v, %+v", c.HighLimits, c.HighRetryBudget)
+	}
+	outlier, f := outlier(&clusterv3.OutlierDetection{})
+	if f != nil {
+		t.Fatal(f)
+	}
+	outlier.EnforcingSuccessRate, outlier.SuccessRateMinimumHosts = 0, 1
 	outlier.Consecutive5xx, outlier.ConsecutiveGatewayFailure, outlier.EnforcingConsecutiveGatewayFailure = 7, 3, 100
 	outlier.Interval, outlier.BaseEjectionTime, outlier.MaxEjectionTime, outlier.MaxEjectionPercent = time.Second, 400*time.Second, 400*time.Second, 100
-	if *c.Outlier != outlier {
-		t.Errorf("%+v\nwant %+v", *c.Outlier, outlier)
+	if *c.Outlier != *outlier {
+		t.Errorf("%+v\nwant %+v", *c.Outlier, *outlier)
 	}
 }
 
@@ -163,19 +159,21 @@ func TestClusterVariants(t *testing.T) {
 	}{
 		{"random", eds + `, "lb_policy": "RANDOM"`, func(c *snapshot.Cluster) bool { return c.LB.Kind == lb.Random }},
 		{"least request compares two", eds + `, "lb_policy": "LEAST_REQUEST"`, func(c *snapshot.Cluster) bool {
-			return c.LB == lb.Policy{Kind: lb.LeastRequest, Choices: 2}
+			return reflect.DeepEqual(c.LB, lb.Policy{Kind: lb.LeastRequest, Choices: 2, PanicThreshold: 50})
 		}},
 		{"the first known policy, whatever lb_policy says", eds + `, "lb_policy": "MAGLEV", "load_balancing_policy": {"policies": [
 			{"typed_extension_config": {"name": "a", "typed_config": {"@type": "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": "type.googleapis.com/no.such.Policy"}}},
 			{"typed_extension_config": {"name": "b", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", "choice_count": 3, "locality_lb_config": {}}}},
 			{"typed_extension_config": {"name": "c", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin"}}}]}`,
-			func(c *snapshot.Cluster) bool { return c.LB == lb.Policy{Kind: lb.LeastRequest, Choices: 3} }},
+			func(c *snapshot.Cluster) bool {
+				return reflect.DeepEqual(c.LB, lb.Policy{Kind: lb.LeastRequest, Choices: 3, PanicThreshold: 50})
+			}},
 		{"old HTTP/2", eds + `, "http2_protocol_options": {"initial_stream_window_size": 65536}, "max_requests_per_connection": 4, "common_http_protocol_options": {"idle_timeout": "0s"}`,
 			func(c *snapshot.Cluster) bool {
 				return c.HTTP2 && c.MaxRequestsPerConnection == 4 && c.IdleTimeout == math.MaxInt64
 			}},
 		{"HTTP/1", options(`, "explicit_http_config": {"http_protocol_options": {}}`), func(c *snapshot.Cluster) bool { return !c.HTTP2 }},
-		{"the request's version", options(`, "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}`), func(c *snapshot.Cluster) bool { return !c.HTTP2 }},
+		{"the request's version", options(`, "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}`), func(c *snapshot.Cluster) bool { return !c.HTTP2 && c.ClientProtocol }},
 		{"names for TLS", options(`, "upstream_http_protocol_options": {"auto_sni": true}`), func(c *snapshot.Cluster) bool { return !c.HTTP2 }},
 		{"no detection that ejects", eds + `, "outlier_detection": {"enforcing_success_rate": 0, "enforcing_consecutive_5xx": 0}`, func(c *snapshot.Cluster) bool { return c.Outlier == nil }},
 		{"a count that never comes", eds + `, "outlier_detection": {"enforcing_success_rate": 0, "consecutive_5xx": 4294967295}`, func(c *snapshot.Cluster) bool { return c.Outlier == nil }},
@@ -187,6 +185,9 @@ func TestClusterVariants(t *testing.T) {
 			func(c *snapshot.Cluster) bool {
 				return c.EndpointsName == "" && c.Endpoints.All[0].Address == "[::1]:80"
 			}},
+		{"no endpoints at all", `"type": "STATIC"`, func(c *snapshot.Cluster) bool {
+			return c.EndpointsName == "" && c.Endpoints != nil && len(c.Endpoints.All) == 0
+		}},
 		{"all transport sockets plain", eds + `, "transport_socket_matches": [{"name": "tlsMode-disabled", "match": {}, "transport_socket": {"name": "envoy.transport_sockets.raw_buffer"}}]`,
 			func(c *snapshot.Cluster) bool { return true }},
 	} {

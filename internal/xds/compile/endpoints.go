@@ -10,6 +10,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/sinew-mesh/sinew/routing/lb"
 )
@@ -36,8 +37,32 @@ func Endpoints(resource *anypb.Any) (name string, eps *lb.Endpoints, err error) 
 	return name, eps, nil
 }
 
+const (
+	// DefaultOverprovisioning is the factor, in per cent, of a set that does not say
+	// (envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.overprovisioning_factor).
+	DefaultOverprovisioning = 140
+	// maxPriority is the largest number of a priority, as in Envoy.
+	maxPriority = 128
+)
+
+// assignment is what is known of a ClusterLoadAssignment while it is read.
+type assignment struct {
+	all        []lb.Endpoint
+	localities []lb.LocalityWeight
+	places     map[place]bool
+	addresses  map[string]bool
+	weights    map[uint32]uint64 // sums of the localities' weights by priority
+}
+
+type place struct {
+	lb.Locality
+	priority uint32
+}
+
 // loadAssignment compiles endpoints that have been checked against the lists.
-// A locality that is not set is the empty one (Envoy; gRPC refuses it).
+// As in Envoy a locality that is not set is the empty one, an address that comes
+// again is skipped, wherever it is (Istio sends gateways of other networks so),
+// and priorities may have gaps; gRPC refuses all three.
 func loadAssignment(m *endpointv3.ClusterLoadAssignment, kind addressKind) (*lb.Endpoints, *fault) {
 	var drops []lb.Drop
 	for i, d := range m.GetPolicy().GetDropOverloads() {
@@ -47,52 +72,70 @@ func loadAssignment(m *endpointv3.ClusterLoadAssignment, kind addressKind) (*lb.
 		}
 		drops = append(drops, lb.Drop{Category: d.GetCategory(), PerMillion: perMillion})
 	}
+	overprovisioning := uint32(DefaultOverprovisioning)
+	if v := m.GetPolicy().GetOverprovisioningFactor(); v != nil {
+		if overprovisioning = v.GetValue(); overprovisioning == 0 {
+			return nil, faultf("policy.overprovisioning_factor", "must be more than 0")
+		}
+	}
 	count := 0
 	for _, l := range m.GetEndpoints() {
 		count += len(l.GetLbEndpoints())
 	}
-	all := make([]lb.Endpoint, 0, count)
-	addresses := make(map[string]bool, count)
-	localities := make(map[lb.Locality]bool, len(m.GetEndpoints()))
+	a := &assignment{
+		all:       make([]lb.Endpoint, 0, count),
+		places:    make(map[place]bool, len(m.GetEndpoints())),
+		addresses: make(map[string]bool, count),
+		weights:   make(map[uint32]uint64),
+	}
 	for i, l := range m.GetEndpoints() {
-		var f *fault
-		if all, f = locality(all, l, kind, localities, addresses); f != nil {
+		if f := a.locality(l, kind); f != nil {
 			return nil, f.underIndex("endpoints", i)
 		}
 	}
-	return lb.NewEndpoints(all, drops), nil
+	eps := lb.NewEndpoints(a.all, drops)
+	eps.Localities, eps.Overprovisioning, eps.WeightedPriorityHealth = a.localities, overprovisioning, m.GetPolicy().GetWeightedPriorityHealth()
+	return eps, nil
 }
 
-func locality(all []lb.Endpoint, m *endpointv3.LocalityLbEndpoints, kind addressKind, localities map[lb.Locality]bool, addresses map[string]bool) ([]lb.Endpoint, *fault) {
-	if m.GetPriority() > 0 {
-		return nil, faultf("priority", "%d is not supported: only 0 is", m.GetPriority())
+func (a *assignment) locality(m *endpointv3.LocalityLbEndpoints, kind addressKind) *fault {
+	if m.GetPriority() > maxPriority {
+		return faultf("priority", "%d is more than %d", m.GetPriority(), maxPriority)
 	}
-	place := lb.Locality{Region: m.GetLocality().GetRegion(), Zone: m.GetLocality().GetZone(), SubZone: m.GetLocality().GetSubZone()}
-	if localities[place] {
-		return nil, faultf("locality", "%s/%s/%s occurs twice", place.Region, place.Zone, place.SubZone)
+	here := place{lb.Locality{Region: m.GetLocality().GetRegion(), Zone: m.GetLocality().GetZone(), SubZone: m.GetLocality().GetSubZone()}, m.GetPriority()}
+	if a.places[here] {
+		return faultf("locality", "%s/%s/%s occurs twice in priority %d", here.Region, here.Zone, here.SubZone, here.priority)
 	}
-	localities[place] = true
+	a.places[here] = true
+	if v := m.GetLoadBalancingWeight(); v != nil {
+		a.weights[here.priority] += uint64(v.GetValue())
+		switch {
+		case v.GetValue() == 0:
+			return faultf("load_balancing_weight", "must be more than 0")
+		case a.weights[here.priority] > math.MaxUint32:
+			return faultf("load_balancing_weight", "the sum of the weights of the localities of priority %d exceeds %d", here.priority, uint32(math.MaxUint32))
+		}
+		a.localities = append(a.localities, lb.LocalityWeight{Locality: here.Locality, Priority: here.priority, Weight: v.GetValue()})
+	}
 	sum := uint64(0)
 	for i, e := range m.GetLbEndpoints() {
 		endpoint, f := lbEndpoint(e, kind)
-		switch {
-		case f != nil:
-		case addresses[endpoint.Address]:
-			f = faultf("endpoint.address", "%s occurs twice", endpoint.Address)
-		default:
-			sum += uint64(endpoint.Weight)
-			if sum > math.MaxUint32 {
+		if f == nil {
+			if sum += uint64(endpoint.Weight); sum > math.MaxUint32 {
 				f = faultf("load_balancing_weight", "the sum of the weights in the locality exceeds %d", uint32(math.MaxUint32))
 			}
 		}
 		if f != nil {
-			return nil, f.underIndex("lb_endpoints", i)
+			return f.underIndex("lb_endpoints", i)
 		}
-		addresses[endpoint.Address] = true
-		endpoint.Locality = place
-		all = append(all, endpoint)
+		if a.addresses[endpoint.Address] {
+			continue
+		}
+		a.addresses[endpoint.Address] = true
+		endpoint.Locality, endpoint.Priority = here.Locality, here.priority
+		a.all = append(a.all, endpoint)
 	}
-	return all, nil
+	return nil
 }
 
 func lbEndpoint(m *endpointv3.LbEndpoint, kind addressKind) (lb.Endpoint, *fault) {
@@ -100,7 +143,19 @@ func lbEndpoint(m *endpointv3.LbEndpoint, kind addressKind) (lb.Endpoint, *fault
 	if f != nil {
 		return lb.Endpoint{}, f.under("address").under("endpoint")
 	}
-	e := lb.Endpoint{Address: address, Hostname: m.GetEndpoint().GetHostname(), Weight: 1, Metadata: metadata(m.GetMetadata(), balanced...), Socket: metadata(m.GetMetadata(), socketMatch)}
+	check := m.GetEndpoint().GetHealthCheckConfig()
+	if check.GetPortValue() > math.MaxUint16 {
+		return lb.Endpoint{}, faultf("endpoint.health_check_config.port_value", "%d is not a port", check.GetPortValue())
+	}
+	if !isHeaderText(check.GetHostname()) {
+		return lb.Endpoint{}, faultf("endpoint.health_check_config.hostname", "%q can not be sent in a header", check.GetHostname())
+	}
+	e := lb.Endpoint{
+		Address: address, Hostname: m.GetEndpoint().GetHostname(), Weight: 1,
+		HealthPort: check.GetPortValue(), HealthHost: check.GetHostname(),
+		Metadata: metadata(m.GetMetadata(), balanced...), Socket: metadata(m.GetMetadata(), socketMatch),
+	}
+	e.HashKey = m.GetMetadata().GetFilterMetadata()[balancerMetadata].GetFields()["hash_key"].GetStringValue()
 	if m.GetLoadBalancingWeight() != nil {
 		if e.Weight = m.GetLoadBalancingWeight().GetValue(); e.Weight == 0 {
 			return lb.Endpoint{}, faultf("load_balancing_weight", "must be more than 0")
@@ -124,25 +179,41 @@ func lbEndpoint(m *endpointv3.LbEndpoint, kind addressKind) (lb.Endpoint, *fault
 // socketMatch is the filter whose metadata transport_socket_matches look at.
 const socketMatch = "envoy.transport_socket_match"
 
+// balancerMetadata is the filter whose metadata balancing reads.
+const balancerMetadata = "envoy.lb"
+
 // balanced are the filters whose strings an endpoint keeps: what balancing
 // reads, the transport that the endpoint speaks, and Istio's own.
-var balanced = []string{"envoy.lb", socketMatch, "istio"}
+var balanced = []string{balancerMetadata, socketMatch, "istio"}
 
-// metadata are the strings of filters, in order of preference where two have the same key.
+// metadata are the texts of filters, in order of preference where two have the
+// same key. What is true or false counts as the text: envoy.lb's "canary" is so.
 func metadata(m *corev3.Metadata, filters ...string) map[string]string {
 	var out map[string]string
 	for _, filter := range filters {
 		for key, value := range m.GetFilterMetadata()[filter].GetFields() {
-			if _, taken := out[key]; taken || value.GetStringValue() == "" {
+			text, ok := textOf(value)
+			if _, taken := out[key]; taken || !ok || text == "" {
 				continue
 			}
 			if out == nil {
 				out = make(map[string]string)
 			}
-			out[key] = value.GetStringValue()
+			out[key] = text
 		}
 	}
 	return out
+}
+
+// textOf is a value that metadata is compared by.
+func textOf(v *structpb.Value) (text string, ok bool) {
+	switch kind := v.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		return kind.StringValue, true
+	case *structpb.Value_BoolValue:
+		return strconv.FormatBool(kind.BoolValue), true
+	}
+	return "", false
 }
 
 // addressKind says which addresses are good.

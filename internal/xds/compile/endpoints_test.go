@@ -14,7 +14,7 @@ func at(address string, port int, fields string) string {
 }
 
 func TestEndpoints(t *testing.T) {
-	name, eps, err := Endpoints(endpointsOf(t, `{"cluster_name": "e", "policy": {"overprovisioning_factor": 140,
+	name, eps, err := Endpoints(endpointsOf(t, `{"cluster_name": "e", "policy": {"overprovisioning_factor": 150, "weighted_priority_health": true,
 			"drop_overloads": [{"category": "lb", "drop_percentage": {"numerator": 2}}, {"category": "all", "drop_percentage": {"numerator": 300}}]},
 		"endpoints": [
 			{"locality": {"region": "r", "zone": "z", "sub_zone": "s"}, "load_balancing_weight": 3, "lb_endpoints": [
@@ -23,26 +23,36 @@ func TestEndpoints(t *testing.T) {
 				`+at("2001:DB8::0001", 81, `, "health_status": "DRAINING"`)+`,
 				`+at("reviews.example.com", 82, `, "health_status": "DEGRADED"`)+`]},
 			{"lb_endpoints": [`+at("10.0.0.1", 81, `, "health_status": "UNHEALTHY"`)+`, `+at("10.0.0.2", 80, `, "health_status": "TIMEOUT"`)+`, `+at("10.0.0.3", 80, `, "health_status": "HEALTHY"`)+`]},
-			{"locality": {"region": "empty"}, "load_balancing_weight": 0}]}`))
+			{"priority": 7, "locality": {"region": "r", "zone": "z", "sub_zone": "s"}, "load_balancing_weight": 9, "lb_endpoints": [
+				`+at("10.0.0.1", 80, `, "load_balancing_weight": 2`)+`, {"endpoint": {"address": {"socket_address": {"address": "10.0.0.9", "port_value": 80}},
+					"health_check_config": {"port_value": 8080, "hostname": "check.example"}}}]},
+			{"locality": {"region": "empty"}}]}`))
 	if err != nil || name != "e" {
 		t.Fatal(name, err)
 	}
 	place := lb.Locality{Region: "r", Zone: "z", SubZone: "s"}
 	want := []lb.Endpoint{
-		{Address: "10.0.0.1:80", Weight: 5, Locality: place, Socket: map[string]string{"tlsMode": "istio"}, Metadata: map[string]string{"hash_key": "k", "workload": "of envoy.lb", "x": "y", "tlsMode": "istio"}},
+		{Address: "10.0.0.1:80", Weight: 5, Locality: place, HashKey: "k", Socket: map[string]string{"tlsMode": "istio"}, Metadata: map[string]string{"hash_key": "k", "workload": "of envoy.lb", "x": "y", "tlsMode": "istio"}},
 		{Address: "[2001:db8::1]:81", Weight: 1, Health: lb.Draining, Locality: place},
 		{Address: "reviews.example.com:82", Weight: 1, Health: lb.Degraded, Locality: place},
 		{Address: "10.0.0.1:81", Weight: 1, Health: lb.Unhealthy},
 		{Address: "10.0.0.2:80", Weight: 1, Health: lb.Unhealthy},
 		{Address: "10.0.0.3:80", Weight: 1},
+		{Address: "10.0.0.9:80", Weight: 1, Priority: 7, Locality: place, HealthPort: 8080, HealthHost: "check.example"},
 	}
 	if !reflect.DeepEqual(eps.All, want) {
 		t.Errorf("%+v\nwant %+v", eps.All, want)
 	}
+	if weights := []lb.LocalityWeight{{Locality: place, Weight: 3}, {Locality: place, Priority: 7, Weight: 9}}; !reflect.DeepEqual(eps.Localities, weights) {
+		t.Errorf("%+v, want %+v", eps.Localities, weights)
+	}
+	if eps.Overprovisioning != 150 || !eps.WeightedPriorityHealth {
+		t.Errorf("%d %v", eps.Overprovisioning, eps.WeightedPriorityHealth)
+	}
 	if drops := []lb.Drop{{Category: "lb", PerMillion: 20_000}, {Category: "all", PerMillion: 1_000_000}}; !reflect.DeepEqual(eps.Drops, drops) {
 		t.Errorf("%+v, want %+v", eps.Drops, drops)
 	}
-	if _, eps, err = Endpoints(endpointsOf(t, `{"cluster_name": "none"}`)); err != nil || eps == nil || len(eps.All) != 0 {
+	if _, eps, err = Endpoints(endpointsOf(t, `{"cluster_name": "none"}`)); err != nil || eps == nil || len(eps.All) != 0 || eps.Overprovisioning != 140 || eps.WeightedPriorityHealth {
 		t.Errorf("no endpoints: %+v, %v", eps, err)
 	}
 }
@@ -64,9 +74,15 @@ func TestEndpointErrorsNameTheField(t *testing.T) {
 		{`"endpoints": [{"lb_endpoints": [` + at("10.0.0.1", 80, `, "load_balancing_weight": 0`) + `]}]`, first + ".load_balancing_weight"},
 		{`"endpoints": [{"lb_endpoints": [` + at("10.0.0.1", 80, `, "health_status": 77`) + `]}]`, first + ".health_status"},
 		{`"endpoints": [{"lb_endpoints": [` + at("a", 1, `, "load_balancing_weight": 4294967295`) + `, ` + at("b", 1, ``) + `]}]`, "endpoints[0].lb_endpoints[1].load_balancing_weight"},
-		{`"endpoints": [{"lb_endpoints": [` + at("::1", 1, ``) + `]}, {"locality": {"zone": "z"}, "lb_endpoints": [` + at("0:0::1", 1, ``) + `]}]`, "endpoints[1].lb_endpoints[0].endpoint.address"},
 		{`"endpoints": [{}, {"locality": {}}]`, "endpoints[1].locality"},
-		{`"endpoints": [{"priority": 1}]`, "endpoints[0].priority"},
+		{`"endpoints": [{"priority": 129}]`, "endpoints[0].priority"},
+		{`"endpoints": [{"load_balancing_weight": 0}]`, "endpoints[0].load_balancing_weight"},
+		{`"endpoints": [{"load_balancing_weight": 4294967295}, {"priority": 1, "load_balancing_weight": 1}, {"locality": {"zone": "z"}, "load_balancing_weight": 1}]`, "endpoints[2].load_balancing_weight"},
+		{`"endpoints": [{"lb_endpoints": [{"endpoint": {"health_check_config": {"address": {}}}}]}]`, first + ".endpoint.health_check_config.address"},
+		{`"endpoints": [{"lb_endpoints": [{"endpoint": {"health_check_config": {"disable_active_health_check": true}}}]}]`, first + ".endpoint.health_check_config.disable_active_health_check"},
+		{`"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "::1", "port_value": 1}}, "health_check_config": {"port_value": 65536}}}]}]`, first + ".endpoint.health_check_config.port_value"},
+		{`"endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "::1", "port_value": 1}}, "health_check_config": {"hostname": "a\r\nb"}}}]}]`, first + ".endpoint.health_check_config.hostname"},
+		{`"policy": {"overprovisioning_factor": 0}`, "policy.overprovisioning_factor"},
 		{`"endpoints": [{"leds_cluster_locality_config": {}}]`, "endpoints[0].leds_cluster_locality_config"},
 		{`"named_endpoints": {"x": {}}`, "named_endpoints"},
 		{`"policy": {"endpoint_stale_after": "1s"}`, "policy.endpoint_stale_after"},

@@ -24,8 +24,8 @@ var harmlessFilters = map[string]bool{
 	"istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig": true, // istio.alpn: which ALPN protocols to offer over TLS
 }
 
-// harmlessEmpty are HTTP filters that do nothing until a route configures
-// them; a route that does is refused.
+// harmlessEmpty are HTTP filters that do nothing on the way in until a route
+// configures them; a route that does is refused.
 var harmlessEmpty = map[string]bool{
 	"envoy.extensions.filters.http.fault.v3.HTTPFault": true,
 	"envoy.extensions.filters.http.cors.v3.Cors":       true,
@@ -101,7 +101,12 @@ func httpFilter(filter *hcmv3.HttpFilter, last bool, where side, read enforce) *
 		case filter.GetDisabled():
 			return faultf("disabled", "the router can not be disabled")
 		}
-		return extension(config, &routerv3.Router{}).under("typed_config")
+		var m routerv3.Router
+		f := extension(config, &m)
+		if f == nil && where == serverSide && m.GetRespectExpectedRqTimeout() {
+			f = faultf("respect_expected_rq_timeout", "not supported in a listener for an address")
+		}
+		return f.under("typed_config")
 	}
 	if last {
 		return faultf("", "filter %q of type %q can not be the last one, which has to be the router", filter.GetName(), typeName(config))
@@ -112,7 +117,7 @@ func httpFilter(filter *hcmv3.HttpFilter, last bool, where side, read enforce) *
 		}
 	}
 	if optional || filter.GetDisabled() {
-		return nil // a route that enables it is refused, unless that is optional too
+		return nil // a route that enables it is refused
 	}
 	kind, f := filterType(config)
 	switch {
@@ -125,28 +130,42 @@ func httpFilter(filter *hcmv3.HttpFilter, last bool, where side, read enforce) *
 }
 
 // perFilterConfig accepts configurations of harmless filters and such as
-// switch their filter off or, on the way out, say that they are optional.
-func perFilterConfig(configs map[string]*anypb.Any, where side) *fault {
-	const field = "typed_per_filter_config"
+// switch their filter off. It is for the way in, where no other filter that
+// routes may configure is read here.
+func perFilterConfig(configs map[string]*anypb.Any) *fault {
 	for _, name := range sortedKeys(configs) {
-		config := configs[name]
-		if config.MessageIs((*routev3.FilterConfig)(nil)) {
-			var fc routev3.FilterConfig
-			if f := extension(config, &fc); f != nil {
-				return f.underKey(field, name)
-			}
-			if fc.GetDisabled() || fc.GetIsOptional() && where == clientSide {
-				continue
-			}
-			config = fc.GetConfig()
+		config, disabled, _, f := filterConfig(configs[name])
+		if f == nil && !disabled {
+			f = harmlessSetting(config)
 		}
-		kind, f := filterType(config)
 		if f != nil {
-			return f.underKey(field, name)
-		}
-		if !harmlessFilters[kind] {
-			return faultf("", "configuration of type %q is not supported", kind).underKey(field, name)
+			return f.underKey(perFilter, name)
 		}
 	}
 	return nil
+}
+
+const perFilter = "typed_per_filter_config"
+
+// filterConfig takes a configuration out of the wrapper that can switch its filter off.
+func filterConfig(config *anypb.Any) (inner *anypb.Any, disabled, optional bool, f *fault) {
+	if !config.MessageIs((*routev3.FilterConfig)(nil)) {
+		return config, false, false, nil
+	}
+	var fc routev3.FilterConfig
+	if f := extension(config, &fc); f != nil {
+		return nil, false, false, f
+	}
+	if fc.GetConfig() == nil && !fc.GetDisabled() {
+		return nil, false, false, faultf("", "has no configuration and does not switch the filter off")
+	}
+	return fc.GetConfig(), fc.GetDisabled(), fc.GetIsOptional(), nil
+}
+
+func harmlessSetting(config *anypb.Any) *fault {
+	kind, f := filterType(config)
+	if f == nil && !harmlessFilters[kind] {
+		f = faultf("", "configuration of type %q is not supported", kind)
+	}
+	return f
 }

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,46 +46,143 @@ func fuzz[R any](f *testing.F, m proto.Message, decode func(*anypb.Any) (string,
 	})
 }
 
-// call makes use of all that a route says.
-func call(rc *snapshot.RouteConfig) {
-	r := &routing.Request{Method: "GET", Scheme: "http", Authority: "reviews:9080", Path: "/a/b", RawQuery: "q=1", Header: map[string][]string{"X-A": {"1"}}}
+// call makes use of all that routes say, behind the listener l.
+func call(l *snapshot.Listener, rc *snapshot.RouteConfig) {
+	r := &routing.Request{Method: "OPTIONS", Scheme: "http", Authority: "reviews:9080", Path: "/a/b", RawQuery: "q=1", Claims: map[string]any{"sub": "x"},
+		Header: map[string][]string{"X-A": {"1"}, "Origin": {"http://a"}, "Access-Control-Request-Method": {"GET"}, "Cookie": {"c=1"}}}
 	for i := range rc.VirtualHosts {
-		for j := range rc.VirtualHosts[i].Routes {
-			route := &rc.VirtualHosts[i].Routes[j]
-			route.Match.Matches(r, 1)
-			if route.Clusters.Clusters[route.Clusters.Choose(1)].Name == "" || route.Timeout < 0 || route.MaxStreamDuration < 0 {
-				panic("a route without a cluster or with a negative limit")
-			}
-			if route.Retry != nil {
-				for retry := 1; retry < 70; retry += 23 {
-					if route.Retry.Backoff(retry, 1<<63) < 0 {
-						panic("a negative pause")
-					}
-				}
-			}
+		host := l.Bind(&rc.VirtualHosts[i])
+		for j := range host.Routes {
+			use(&host.Routes[j], r)
 		}
 	}
 	rc.Lookup(r.Authority)
+	decide(rc, l, r, 7)
 }
 
-func balance(eps *lb.Endpoints, p lb.Policy, panicThreshold float64) {
+func use(route *snapshot.Route, r *routing.Request) {
+	route.Match.Matches(r, 1)
+	if route.Timeout < 0 || route.MaxStreamDuration < 0 || route.IdleTimeout < 0 {
+		panic("a negative limit")
+	}
+	d := decided{route: route, leg: &snapshot.Leg{}}
+	d.incoming(r, map[string][]string{"Server": {"x"}})
+	at := route.Clusters.Choose(1)
+	if f := route.FaultOf(at); f != nil {
+		if f.Validate() != nil {
+			panic("a fault without a meaning")
+		}
+		f.Decide(r, 1, 1)
+	}
+	if c := route.CORSOf(at); c != nil {
+		c.Preflight(r)
+		c.Apply(r, map[string][]string{}, routing.CanonicalHeaders)
+	}
+	switch {
+	case route.Redirect != nil:
+		if strings.ContainsAny(route.Redirect.Location(&route.Match, r), "\r\n\x00") {
+			panic("a place that can not be in a header")
+		}
+		return
+	case route.Direct != nil:
+		if route.Direct.Status < 200 {
+			panic("an answer without a status")
+		}
+		return
+	case at < 0 && route.ClusterHeader.String() == "":
+		panic("a route that goes nowhere")
+	case route.Legs != nil && len(route.Legs) != len(route.Clusters.Clusters):
+		panic("destinations that are told apart and are not as many")
+	}
+	for i := range route.Clusters.Clusters {
+		if route.Clusters.Clusters[i].Name == "" && (route.Legs == nil || route.Legs[i].ClusterHeader.String() == "") {
+			panic("a destination without a name")
+		}
+		if route.Legs != nil {
+			d.leg = &route.Legs[i]
+		}
+		d.outgoing(r)
+	}
+	for i := range route.Mirrors {
+		m := &route.Mirrors[i]
+		if m.Cluster == "" && m.ClusterHeader.String() == "" {
+			panic("a copy that goes nowhere")
+		}
+		m.Changes.Apply(map[string][]string{"X-A": {"1"}}, routing.CanonicalHeaders, &routing.Values{Request: r})
+	}
+	routing.HashOf(route.Hash, r, routing.HashOrigin{Address: "10.0.0.1:5"})
+	if route.Hedge != nil && route.Hedge.Validate() != nil || route.Retry != nil && route.Retry.Validate() != nil {
+		panic("attempts without a meaning")
+	}
+	if route.Retry != nil {
+		for retry := 1; retry < 70; retry += 23 {
+			if route.Retry.Backoff(retry, 1<<63) < 0 {
+				panic("a negative pause")
+			}
+		}
+	}
+}
+
+func balance(eps *lb.Endpoints, p lb.Policy) {
 	for i := range eps.All {
-		if eps.All[i].Weight == 0 || eps.All[i].Address == "" {
+		if eps.All[i].Weight == 0 || eps.All[i].Address == "" || eps.All[i].Priority > 128 {
 			panic("an endpoint without an address or a weight")
 		}
 	}
-	usable, _ := lb.Usable(eps, nil, panicThreshold)
-	if len(usable) > 0 {
-		lb.NewPicker(p, eps, usable).Pick(1, 1, idle{})
+	// What is large is tested where it is built.
+	p.Ring.MinSize, p.Ring.MaxSize, p.Table.Size = 1, 64, 61
+	lb.NewPicker(p, eps).Pick(&lb.Query{Seq: 1, Draw: 1, Now: time.Unix(1_700_000_000, 0)}, idle{})
+}
+
+// checkBalancing panics on values that no picker can work with.
+func checkBalancing(c *snapshot.Cluster) {
+	p := &c.LB
+	if p.Ring.Validate() != nil || p.Table.Validate() != nil || p.PanicThreshold < 0 || p.PanicThreshold > 100 {
+		panic("invalid balancing")
+	}
+	switch {
+	case p.Kind == lb.LeastRequest && p.Choices < 2, p.Kind == lb.RingHash && p.Ring.MinSize == 0, p.Kind == lb.Maglev && p.Table.Size == 0,
+		p.Kind == lb.ClientWeighted && p.Client.Update < minUpdate, p.Kind == lb.PeakEWMA && p.Decay <= 0,
+		p.SlowStart != nil && !(p.SlowStart.Window > 0 && p.SlowStart.Aggression > 0):
+		panic("a policy without what it needs")
+	}
+	for _, h := range c.HealthChecks {
+		if h.Timeout <= 0 || h.Interval <= 0 || h.HealthyThreshold == 0 || h.UnhealthyThreshold == 0 || h.Kind == resilience.HealthHTTP && h.Host == "" {
+			panic("a health check that can not be made")
+		}
+	}
+	switch c.Discovery {
+	case snapshot.StrictDNS, snapshot.LogicalDNS:
+		if c.DNS == nil || c.DNS.RefreshRate <= 0 || c.DNS.Family == "" || c.Endpoints == nil || c.Discovery == snapshot.LogicalDNS && len(c.DNS.Names) != 1 {
+			panic("names that can not be looked up")
+		}
+	case snapshot.Aggregate:
+		if len(c.Underlying) == 0 || c.EndpointsName != "" {
+			panic("an aggregate of nothing")
+		}
 	}
 }
 
 type idle struct{}
 
-func (idle) Active(int) int64 { return 0 }
+func (idle) Active(int32) int64            { return 0 }
+func (idle) Cost(int32, time.Time) float64 { return 0 }
+func (idle) Joined(int32) time.Time        { return time.Time{} }
+func (idle) Total() int64                  { return 0 }
 
 func FuzzRouteConfig(f *testing.F) {
-	fuzz(f, &routev3.RouteConfiguration{}, RouteConfig, call,
+	_, l, err := Listener(listenerOf(f, apiListenerOf(rds+`, "stream_idle_timeout": "1s", "http_filters": [`+faulty(`"abort": {"http_status": 500}`)+`, {"name": "cors", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}}, `+
+		adaptive(gradientOf(`"interval": "1s"`))+`, `+router+`]`)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	fuzz(f, &routev3.RouteConfiguration{}, RouteConfig, func(rc *snapshot.RouteConfig) { call(l, rc) },
+		routesOf(f, inOneHost(`"most_specific_header_mutations_wins": true, "ignore_port_in_host_matching": true, "response_headers_to_add": `+added("a", "%REQ(x-a)%"), `"require_tls": "EXTERNAL_ONLY", "cors": {"allow_origin_string_match": [{"prefix": "http"}]}`,
+			withRoute(`"typed_per_filter_config": {"fault": `+abortWith("x")+`, "cors": {`+corsType+`, "max_age": "1"}}, "request_headers_to_remove": ["a"]`)+`, `+
+				toCluster(`"regex_rewrite": {"pattern": {"regex": "a(.)"}, "substitution": "\\1"}, "host_rewrite": "%REQ(x-a)%", "hash_policy": [{"cookie": {"name": "c", "ttl": "1s"}}, {"header": {"header_name": "x-a"}}], "request_mirror_policies": [{"cluster": "m"}], "hedge_policy": {"initial_requests": 2}, "max_grpc_timeout": "1s", "grpc_timeout_offset": "1s"`)+`, `+
+				weights(`{"cluster_header": "x-a", "weight": 1, "response_headers_to_add": `+added("b", "c")+`}, {"name": "b", "weight": 2, "metadata_match": {"filter_metadata": {"envoy.lb": {"v": "1"}}}}`)+`, `+
+				claimed(ofToken+groups+`, "value": {"present_match": true}`)+`, `+
+				`{"match": {"path_match_policy": `+templated("/{a}/**")+`}, "route": {"cluster_header": "h", "path_rewrite_policy": `+templateRewriteOf("/{a}")+`}}, {"match": {"prefix": "/"}, "redirect": {"prefix_rewrite": "/x", "https_redirect": true}}, {"match": {"path": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "x"}}}`)),
 		routesOf(f, `{"name": "r", "virtual_hosts": [{"name": "v", "domains": ["a", "*.b", "*"], "retry_policy": {"retry_on": "5xx", "retry_back_off": {"base_interval": "1s"}}, "routes": [
 			{"match": {"prefix": "/", "headers": [{"name": "x", "range_match": {"end": 3}}], "query_parameters": [{"name": "q"}]}, "route": {"weighted_clusters": {"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 2}]}, "timeout": "1s"}},
 			{"match": {"safe_regex": {"regex": "/a.*"}, "runtime_fraction": {"default_value": {"numerator": 5}}}, "route": {"cluster": "c", "max_stream_duration": {"max_stream_duration": "0s"}}}]}]}`),
@@ -104,9 +202,10 @@ func checkSecurity(c *snapshot.ClientTLS) {
 
 func FuzzCluster(f *testing.F) {
 	fuzz(f, &clusterv3.Cluster{}, Cluster, func(c *snapshot.Cluster) {
-		if c.EndpointsName == "" {
-			balance(c.Endpoints, c.LB, c.PanicThreshold)
+		if c.EndpointsName == "" && c.Discovery == snapshot.FromControlPlane {
+			balance(c.Endpoints, c.LB)
 		}
+		checkBalancing(c)
 		for i := range c.Sockets {
 			checkSecurity(c.Sockets[i].TLS)
 		}
@@ -120,6 +219,11 @@ func FuzzCluster(f *testing.F) {
 			"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}}}`),
 		clusterOf(f, `{"name": "s", "type": "STATIC", "load_assignment": {"endpoints": [{"lb_endpoints": [`+at("10.0.0.1", 80, "")+`]}]},
 			"load_balancing_policy": {"policies": [{"typed_extension_config": {"name": "b", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random"}}}]}}`),
+		clusterOf(f, `{"name": "d", "type": "LOGICAL_DNS", "dns_failure_refresh_rate": {"base_interval": "1s"}, "dns_lookup_family": "V4_PREFERRED", "load_assignment": {"policy": {"overprovisioning_factor": 9}, "endpoints": [{"priority": 1, "lb_endpoints": [`+at("a.b", 80, "")+`]}]},
+			"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": 7}, "health_checks": [`+httpCheck(`"expected_statuses": [{"start": 200, "end": 300}]`)+`],
+			"metadata": {"filter_metadata": {"sinew": {"failure_accrual": {"mode": "consecutive", "max_failures": 3, "window": "30s"}}}}}`),
+		clusterOf(f, `{"name": "a", "cluster_type": {"name": "envoy.clusters.aggregate", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig", "clusters": ["x", "y"]}}}`),
+		clusterOf(f, `{"name": "n", "cluster_type": {"name": "envoy.clusters.dns", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster", "dns_jitter": "1s"}}, "load_assignment": {}, "lb_subset_config": {"subset_selectors": [{"keys": ["v"]}]}, "metadata": {"filter_metadata": {"sinew": {"peak_ewma": {"decay": "5s"}}}}}`),
 		clusterOf(f, `{"name": "t", `+eds+`, "transport_socket_matches": [{"name": "tlsMode-istio", "match": {"tlsMode": "istio"}, "transport_socket": `+clientSocket(sdsCert+`, `+sdsTrust, `"sni": "x"`)+`},
 			{"name": "tlsMode-disabled", "transport_socket": {"name": "envoy.transport_sockets.raw_buffer"}}]}`),
 		clusterOf(f, `{"name": "t", `+eds+`, "transport_socket": `+clientSocket(`"tls_certificates": [{"certificate_chain": {"filename": "c"}, "private_key": {"filename": "k"}}], `+trusting(`"trusted_ca": {"filename": "r"}, "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"suffix": "a"}}]`), "")+`}`),
@@ -128,8 +232,9 @@ func FuzzCluster(f *testing.F) {
 
 func FuzzEndpoints(f *testing.F) {
 	fuzz(f, &endpointv3.ClusterLoadAssignment{}, Endpoints, func(eps *lb.Endpoints) {
-		for _, p := range []lb.Policy{{Kind: lb.RoundRobin}, {Kind: lb.Random}, {Kind: lb.LeastRequest, Choices: 2}} {
-			balance(eps, p, 50)
+		for _, p := range []lb.Policy{{Kind: lb.RoundRobin}, {Kind: lb.Random}, {Kind: lb.LeastRequest, Choices: 2}, {Kind: lb.RingHash, LocalityWeighted: true}} {
+			p.PanicThreshold = 50
+			balance(eps, p)
 		}
 	},
 		endpointsOf(f, `{"cluster_name": "e", "policy": {"drop_overloads": [{"category": "c", "drop_percentage": {"numerator": 1}}]}, "endpoints": [{"locality": {"zone": "z"}, "lb_endpoints": [`+
@@ -143,10 +248,12 @@ func FuzzListener(f *testing.F) {
 			panic("routes from nowhere or from two places")
 		}
 		if l.Inline != nil {
-			call(l.Inline)
+			call(l, l.Inline)
 		}
 	},
 		listenerOf(f, apiListenerOf(rds+`, "http_filters": [{"name": "s", "typed_config": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": "x/stats.PluginConfig"}}, `+router+`]`)),
+		listenerOf(f, apiListenerOf(rds+`, "stream_idle_timeout": "1s", "http_filters": [`+faulty(`"delay": {"fixed_delay": "1s"}, "upstream_cluster": "c"`)+`, {"name": "cors", "disabled": true, "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}}, `+
+			adaptive(gradientOf(`"fixed_value": "1s"`))+`, `+router+`]`)),
 		listenerOf(f, apiListenerOf(`"http_filters": [`+router+`], "route_config": {"virtual_hosts": [{"domains": ["*"], "routes": [`+toCluster("")+`]}]}`)),
 		&anypb.Any{})
 }

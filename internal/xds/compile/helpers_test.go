@@ -34,10 +34,10 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
-// resolver knows every registered type, and takes others for messages without fields.
-type resolver struct{ *protoregistry.Types }
+// extensionTypes knows every registered type, and takes others for messages without fields.
+type extensionTypes struct{ *protoregistry.Types }
 
-func (r resolver) FindMessageByURL(url string) (protoreflect.MessageType, error) {
+func (r extensionTypes) FindMessageByURL(url string) (protoreflect.MessageType, error) {
 	if mt, err := r.Types.FindMessageByURL(url); err == nil {
 		return mt, nil
 	}
@@ -46,7 +46,7 @@ func (r resolver) FindMessageByURL(url string) (protoreflect.MessageType, error)
 
 func unmarshal(t testing.TB, json string, m proto.Message) {
 	t.Helper()
-	if err := (protojson.UnmarshalOptions{Resolver: resolver{protoregistry.GlobalTypes}}).Unmarshal([]byte(json), m); err != nil {
+	if err := (protojson.UnmarshalOptions{Resolver: extensionTypes{protoregistry.GlobalTypes}}).Unmarshal([]byte(json), m); err != nil {
 		t.Fatalf("%v in\n%s", err, json)
 	}
 }

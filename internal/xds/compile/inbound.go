@@ -204,6 +204,7 @@ func serverManager(hcm *hcmv3.HttpConnectionManager, in *snapshot.Inbound, out *
 	if f := noLimits(hcm.GetCommonHttpProtocolOptions()); f != nil {
 		return f.under("common_http_protocol_options")
 	}
+	out.Hosts = hosts(hcm)
 	if out.Paths, f = paths(hcm); f != nil {
 		return f
 	}
@@ -217,6 +218,18 @@ func serverManager(hcm *hcmv3.HttpConnectionManager, in *snapshot.Inbound, out *
 		return faultf("", "neither rds nor route_config is set")
 	}
 	return inboundRoutes(hcm.GetRouteConfig(), in, &filters).under("route_config")
+}
+
+// hosts reads how the authority of requests is spelled.
+func hosts(hcm *hcmv3.HttpConnectionManager) identity.HostOptions {
+	o := identity.HostOptions{Dot: hcm.GetStripTrailingHostDot()}
+	switch {
+	case hcm.GetStripAnyHostPort():
+		o.Port = identity.StripAnyPort
+	case hcm.GetStripMatchingHostPort():
+		o.Port = identity.StripOwnPort
+	}
+	return o
 }
 
 // paths reads how paths are brought into one spelling. What Envoy leaves to

@@ -3,10 +3,12 @@ package compile
 import (
 	"math"
 	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -19,6 +21,9 @@ import (
 // inboundRoutes accepts routes that hand every request to the program and
 // differ only in their rate limits. Others would restrict what can be called.
 func inboundRoutes(rc *routev3.RouteConfiguration, in *snapshot.Inbound, a *access) *fault {
+	if f := outboundOnly(rc.ProtoReflect()); f != nil {
+		return f
+	}
 	all, f := a.replacements(rc.GetTypedPerFilterConfig())
 	if f != nil {
 		return f
@@ -43,6 +48,51 @@ func inboundRoutes(rc *routev3.RouteConfiguration, in *snapshot.Inbound, a *acce
 	}
 	if service, _, ok := istioName(vh.GetName()); ok && in.Service == "" {
 		in.Service = service
+	}
+	return nil
+}
+
+// inboundFields are what routes on the way in may have of the messages that
+// routes on the way out share with them; nothing else is enforced there.
+var inboundFields = map[protoreflect.FullName]string{
+	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts typed_per_filter_config max_direct_response_body_size_bytes most_specific_header_mutations_wins",
+	"envoy.config.route.v3.VirtualHost":        "name domains routes retry_policy typed_per_filter_config include_request_attempt_count include_attempt_count_in_response",
+	"envoy.config.route.v3.Route":              "name match route redirect direct_response non_forwarding_action typed_per_filter_config",
+	"envoy.config.route.v3.RouteMatch": "prefix path safe_regex path_separated_prefix path_match_policy connect_matcher case_sensitive runtime_fraction headers " +
+		"query_parameters grpc",
+}
+
+// outboundOnly returns the first field that is enforced on the way out only.
+func outboundOnly(m protoreflect.Message) *fault {
+	allowed, ok := inboundFields[m.Descriptor().FullName()]
+	if !ok {
+		return nil
+	}
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		fd := fields.Get(i)
+		name := string(fd.Name())
+		// Headers that requests from outside must not have are harmless to requests on the way out only.
+		harmless := verdicts[m.Descriptor().FullName()][fd.Name()] == isHarmless && name != "internal_only_headers"
+		if !m.Has(fd) || harmless {
+			continue
+		}
+		if !slices.Contains(strings.Fields(allowed), name) {
+			return faultf(name, "not supported in a listener for an address")
+		}
+		switch {
+		case fd.IsMap() || fd.Message() == nil:
+		case fd.IsList():
+			for j := range m.Get(fd).List().Len() {
+				if f := outboundOnly(m.Get(fd).List().Get(j).Message()); f != nil {
+					return f.underIndex(name, j)
+				}
+			}
+		default:
+			if f := outboundOnly(m.Get(fd).Message()); f != nil {
+				return f.under(name)
+			}
+		}
 	}
 	return nil
 }
@@ -113,7 +163,7 @@ func (a *access) replacements(configs map[string]*anypb.Any) (replacements, *fau
 			others[name] = configs[name]
 		}
 	}
-	return out, perFilterConfig(others, serverSide)
+	return out, perFilterConfig(others)
 }
 
 func replacement(name string, config *anypb.Any) (*resilience.RateLimit, *fault) {

@@ -201,6 +201,9 @@ func tokenRule(m *jwtv3.JwtAuthentication, r *jwtv3.RequirementRule) (rule ident
 }
 
 func tokenMatch(m *routev3.RouteMatch) (out routing.Match, t *identity.PathTemplate, f *fault) {
+	if f := outboundOnly(m.ProtoReflect()); f != nil {
+		return out, nil, f
+	}
 	switch p := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_PathMatchPolicy:
 		parsed, f := template(p.PathMatchPolicy)

@@ -68,10 +68,21 @@ func apiListener(m *listenerv3.Listener) (*snapshot.Listener, *fault) {
 
 // clientManager reads the HTTP connection manager of an API listener.
 func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *fault {
-	if f := httpFilters(hcm.GetHttpFilters(), clientSide, nil); f != nil {
+	filters := clientFilters{l}
+	if f := httpFilters(hcm.GetHttpFilters(), clientSide, filters.read); f != nil {
 		return f
 	}
-	if f := commonManager(hcm); f != nil {
+	last := len(hcm.GetHttpFilters()) - 1
+	if f := filters.router(hcm.GetHttpFilters()[last].GetTypedConfig()); f != nil {
+		return f.under("typed_config").underIndex("http_filters", last)
+	}
+	if f := upgrades(hcm); f != nil {
+		return f
+	}
+	// One that is not set is none, where Envoy's is 5 min: a long answer of a
+	// server that says little would break off without anybody having asked for it.
+	var f *fault
+	if l.IdleTimeout, f = duration("stream_idle_timeout", hcm.GetStreamIdleTimeout(), 0); f != nil {
 		return f
 	}
 	// How requests that come in are read. use_remote_address says nothing of its own here.
@@ -83,6 +94,9 @@ func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *faul
 		{"merge_slashes", hcm.GetMergeSlashes()},
 		{"path_with_escaped_slashes_action", hcm.GetPathWithEscapedSlashesAction() > hcmv3.HttpConnectionManager_KEEP_UNCHANGED},
 		{"xff_num_trusted_hops", hcm.GetXffNumTrustedHops() > 0},
+		{"strip_matching_host_port", hcm.GetStripMatchingHostPort()},
+		{"strip_any_host_port", hcm.GetStripAnyHostPort()},
+		{"strip_trailing_host_dot", hcm.GetStripTrailingHostDot()},
 	} {
 		if field.set {
 			return faultf(field.name, "not supported in a listener for outbound requests")
@@ -116,12 +130,19 @@ func clientManager(hcm *hcmv3.HttpConnectionManager, l *snapshot.Listener) *faul
 	return nil
 }
 
-// commonManager checks what clients and servers read alike.
-func commonManager(hcm *hcmv3.HttpConnectionManager) *fault {
+func upgrades(hcm *hcmv3.HttpConnectionManager) *fault {
 	for i, u := range hcm.GetUpgradeConfigs() {
 		if f := upgrade(u.GetUpgradeType(), u.GetEnabled()); f != nil {
 			return f.underIndex("upgrade_configs", i)
 		}
+	}
+	return nil
+}
+
+// commonManager checks what servers read beside their filters and routes.
+func commonManager(hcm *hcmv3.HttpConnectionManager) *fault {
+	if f := upgrades(hcm); f != nil {
+		return f
 	}
 	if d, f := duration("stream_idle_timeout", hcm.GetStreamIdleTimeout(), 0); f != nil {
 		return f

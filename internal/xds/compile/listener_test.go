@@ -65,7 +65,7 @@ func TestListenerErrorsNameTheField(t *testing.T) {
 		{apiListenerOf(`"http_filters": [` + router + `], "rds": {"route_config_name": "r"}`), at + ".rds.config_source"},
 		{apiListenerOf(`"http_filters": [` + router + `], "rds": {"config_source": {"path": "/x"}}`), at + ".rds.config_source.path"},
 		{apiListenerOf(`"http_filters": [` + router + `], "scoped_routes": {}`), at + ".scoped_routes"},
-		{apiListenerOf(`"http_filters": [` + router + `], "route_config": {"virtual_hosts": [{"domains": ["*"], "routes": [{"match": {"prefix": ""}, "redirect": {}}]}]}`), at + ".route_config.virtual_hosts[0].routes[0].redirect"},
+		{apiListenerOf(`"http_filters": [` + router + `], "route_config": {"virtual_hosts": [{"domains": ["*"], "routes": [{"match": {"prefix": ""}, "redirect": {"response_code": 9}}]}]}`), at + ".route_config.virtual_hosts[0].routes[0].redirect.response_code"},
 		{apiListenerOf(`"http_filters": [` + router + `], "route_config": {"virtual_hosts": [{"domains": ["*"], "routes": [{"match": {}}]}]}`), at + ".route_config.virtual_hosts[0].routes[0].match"},
 		{apiListenerOf(rds), at + ".http_filters"},
 		{filtered(router + `, ` + router), at + ".http_filters[0]"},
@@ -74,12 +74,35 @@ func TestListenerErrorsNameTheField(t *testing.T) {
 		{filtered(`{"name": "a", "is_optional": true}`), at + ".http_filters[0]"},
 		{filtered(`{"name": "envoy.filters.http.router"}`), at + ".http_filters[0]"},
 		{filtered(strings.Replace(router, `"name"`, `"disabled": true, "name"`, 1)), at + ".http_filters[0].disabled"},
-		{filtered(strings.Replace(router, `Router"`, `Router", "respect_expected_rq_timeout": true`, 1)), at + ".http_filters[0].typed_config.respect_expected_rq_timeout"},
+		{filtered(strings.Replace(router, `Router"`, `Router", "strict_check_headers": ["x-envoy-retry-on"]`, 1)), at + ".http_filters[0].typed_config.strict_check_headers"},
 		// A filter does what its type says, whatever its name.
 		{filtered(`{"name": "istio.stats", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}}, ` + router), at + ".http_filters[0]"},
-		{filtered(`{"name": "envoy.filters.http.fault", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "abort": {"http_status": 500}}}, ` + router), at + ".http_filters[0]"},
+		{filtered(faulty(`"abort": {"http_status": 500}, "response_rate_limit": {}`) + `, ` + router), at + ".http_filters[0].typed_config.response_rate_limit"},
+		{filtered(faulty(`"abort": {"http_status": 100}`) + `, ` + router), at + ".http_filters[0].typed_config.abort.http_status"},
+		{filtered(faulty(`"abort": {"http_status": 600}`) + `, ` + router), at + ".http_filters[0].typed_config.abort.http_status"},
+		{filtered(faulty(`"abort": {"grpc_status": 4294967295}`) + `, ` + router), at + ".http_filters[0].typed_config.abort.grpc_status"},
+		{filtered(faulty(`"abort": {}`) + `, ` + router), at + ".http_filters[0].typed_config.abort"},
+		{filtered(faulty(`"abort": {"http_status": 500, "percentage": {"denominator": 9}}`) + `, ` + router), at + ".http_filters[0].typed_config.abort.percentage.denominator"},
+		{filtered(faulty(`"delay": {}`) + `, ` + router), at + ".http_filters[0].typed_config.delay"},
+		{filtered(faulty(`"delay": {"fixed_delay": "0s"}`) + `, ` + router), at + ".http_filters[0].typed_config.delay.fixed_delay"},
+		{filtered(faulty(`"delay": {"fixed_delay": "1s"}, "headers": [{}]`) + `, ` + router), at + ".http_filters[0].typed_config.headers[0].name"},
+		{filtered(faulty("") + `, ` + strings.Replace(faulty(""), "fault", "another", 1) + `, ` + router), at + ".http_filters[1].typed_config"},
+		{filtered(`{"name": "f", "is_optional": true, "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "delay": {}}}, ` + router), at + ".http_filters[0].typed_config.delay"},
+		{filtered(`{"name": "f", "typed_config": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": "x/envoy.extensions.filters.http.fault.v3.HTTPFault"}}, ` + router), at + ".http_filters[0]"},
+		{filtered(adaptive(``) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config"},
+		{filtered(adaptive(`"gradient_controller_config": {}`) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.concurrency_limit_params"},
+		{filtered(adaptive(`"gradient_controller_config": {"concurrency_limit_params": {}}`) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.concurrency_limit_params.concurrency_update_interval"},
+		{filtered(adaptive(`"gradient_controller_config": {"concurrency_limit_params": {"max_concurrency_limit": 0}}`) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.concurrency_limit_params.max_concurrency_limit"},
+		{filtered(adaptive(gradientOf(``)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params"},
+		{filtered(adaptive(gradientOf(`"interval": "0.0001s"`)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params.interval"},
+		{filtered(adaptive(gradientOf(`"fixed_value": "0s"`)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params.fixed_value"},
+		{filtered(adaptive(gradientOf(`"interval": "1s", "request_count": 0`)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params.request_count"},
+		{filtered(adaptive(gradientOf(`"interval": "1s", "jitter": {"value": 101}`)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params.jitter.value"},
+		{filtered(adaptive(gradientOf(`"interval": "1s", "buffer": {"value": -1}`)) + `, ` + router), at + ".http_filters[0].typed_config.gradient_controller_config.min_rtt_calc_params.buffer.value"},
+		{filtered(adaptive(`"enabled": {}, `+gradientOf(`"interval": "1s"`)) + `, ` + router), at + ".http_filters[0].typed_config.enabled.default_value"},
+		{filtered(adaptive(`"concurrency_limit_exceeded_status": {"code": 600}, `+gradientOf(`"interval": "1s"`)) + `, ` + router), at + ".http_filters[0].typed_config.concurrency_limit_exceeded_status.code"},
 		{with(`"common_http_protocol_options": {"max_stream_duration": "-1s"}`), at + ".common_http_protocol_options.max_stream_duration"},
-		{with(`"stream_idle_timeout": "5s"`), at + ".stream_idle_timeout"},
+		{with(`"stream_idle_timeout": "-5s"`), at + ".stream_idle_timeout"},
 		{with(`"xff_num_trusted_hops": 1`), at + ".xff_num_trusted_hops"},
 		{with(`"use_remote_address": true, "xff_num_trusted_hops": 1`), at + ".xff_num_trusted_hops"},
 		{with(`"upgrade_configs": [{"upgrade_type": "websocket", "filters": [{}]}]`), at + ".upgrade_configs[0].filters"},
@@ -95,6 +118,26 @@ func TestListenerErrorsNameTheField(t *testing.T) {
 		}
 		t.Run(tt.path, func(t *testing.T) { requirePath(t, err, tt.path) })
 	}
+}
+
+// faulty is a fault filter.
+func faulty(fields string) string {
+	if fields != "" {
+		fields = ", " + fields
+	}
+	return `{"name": "fault", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"` + fields + `}}`
+}
+
+// adaptive is an adaptive concurrency filter.
+func adaptive(fields string) string {
+	if fields != "" {
+		fields = ", " + fields
+	}
+	return `{"name": "adaptive", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"` + fields + `}}`
+}
+
+func gradientOf(minRTT string) string {
+	return `"gradient_controller_config": {"concurrency_limit_params": {"concurrency_update_interval": "0.1s"}, "min_rtt_calc_params": {` + minRTT + `}}`
 }
 
 // chain is a filter chain with an HTTP connection manager, which has the fields.
@@ -166,7 +209,7 @@ func TestInboundErrorsNameTheField(t *testing.T) {
 		{replaced(action, `{"match": {"prefix": "/x"}, "non_forwarding_action": {}}`), routes + "[0].routes"},
 		{replaced(action, `{"match": {"path": "/"}, "non_forwarding_action": {}}`), routes + "[0].routes"},
 		{replaced(action, `{"match": {"prefix": "/", "headers": [{"name": "x"}]}, "non_forwarding_action": {}}`), routes + "[0].routes"},
-		{replaced(action, `{"match": {"path_match_policy": {"name": "x"}}, "non_forwarding_action": {}}`), routes + "[0].routes[0].match.path_match_policy"},
+		{replaced(action, `{"match": {"path_match_policy": {"name": "x"}}, "non_forwarding_action": {}}`), routes + "[0].routes[0].match.path_match_policy.typed_config"},
 		{replaced(action, `{"match": {"prefix": "/"}, "route": {"cluster": "c"}}`), routes + "[0].routes[0]"},
 		{replaced(action, `{"match": {"prefix": "/"}, "non_forwarding_action": {}, "typed_per_filter_config": {"r": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"}}}`), routes + `[0].routes[0].typed_per_filter_config["r"]`},
 	} {
@@ -203,4 +246,30 @@ func TestResourcesAreUnwrapped(t *testing.T) {
 			t.Errorf("%s: %q, %+v, %v; want an error and the name %q", tt.name, name, got, err, tt.want)
 		}
 	}
+}
+
+// What is in force on the way out is not on the way in, and must not pass there unread.
+func TestRoutesOnTheWayInRefuseTheRest(t *testing.T) {
+	for _, tt := range []struct{ old, new, path string }{
+		{`"name": "inbound",`, `"name": "inbound", "internal_only_headers": ["x-a"],`, "internal_only_headers"},
+		{`"name": "inbound",`, `"name": "inbound", "request_headers_to_remove": ["x-a"],`, "request_headers_to_remove"},
+		{`"name": "inbound",`, `"name": "inbound", "ignore_path_parameters_in_path_matching": true,`, "ignore_path_parameters_in_path_matching"},
+		{`"domains": ["*"],`, `"domains": ["*"], "require_tls": "ALL",`, "virtual_hosts[0].require_tls"},
+		{`"domains": ["*"],`, `"domains": ["*"], "cors": {},`, "virtual_hosts[0].cors"},
+		{`"non_forwarding_action": {}`, `"non_forwarding_action": {}, "response_headers_to_remove": ["x-a"]`, "virtual_hosts[0].routes[0].response_headers_to_remove"},
+		{`"prefix": "/"`, `"prefix": "/", "dynamic_metadata": [{` + ofToken + groups + `, "value": {"present_match": true}}]`, "virtual_hosts[0].routes[0].match.dynamic_metadata"},
+		{`"prefix": "/"`, `"prefix": "/", "cookies": [{"name": "a", "string_match": {"exact": "b"}}]`, "virtual_hosts[0].routes[0].match.cookies"},
+	} {
+		manager := strings.Replace(everyInbound, tt.old, tt.new, 1)
+		if manager == everyInbound {
+			t.Fatalf("%s is not there", tt.old)
+		}
+		_, _, err := Inbound(listenerOf(t, inboundOf(`"filter_chains": [`+chain(manager, "")+`]`)))
+		t.Run(tt.path, func(t *testing.T) {
+			requirePath(t, err, "filter_chains[0].filters[0].typed_config.route_config."+tt.path)
+		})
+	}
+	options := strings.Replace(everyInbound, `Router"`, `Router", "respect_expected_rq_timeout": true`, 1)
+	_, _, err := Inbound(listenerOf(t, inboundOf(`"filter_chains": [`+chain(options, "")+`]`)))
+	requirePath(t, err, "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.respect_expected_rq_timeout")
 }

@@ -33,7 +33,7 @@ const (
 )
 
 // allLists are the lists of all messages.
-var allLists = []map[protoreflect.FullName]lists{listenerLists, routeLists, clusterLists, endpointLists, coreLists, tlsLists, accessLists, tokenLists, authorizerLists, limitLists}
+var allLists = []map[protoreflect.FullName]lists{listenerLists, routeLists, filterLists, clusterLists, endpointLists, balancingLists, discoveryLists, healthLists, coreLists, tlsLists, accessLists, tokenLists, authorizerLists, limitLists}
 
 // verdicts are the lists by message and field.
 var verdicts = func() map[protoreflect.FullName]map[protoreflect.Name]verdict {

@@ -47,11 +47,12 @@ var coreLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.config.core.v3.Http2ProtocolOptions": {
 		// Sizes of windows and tables tune the codec and change no request.
+		enforced: "max_concurrent_streams connection_keepalive",
 		harmless: "hpack_table_size initial_stream_window_size initial_connection_window_size use_oghttp2_codec enable_huffman_encoding",
-		refused: "max_concurrent_streams allow_connect allow_metadata max_outbound_frames max_outbound_control_frames " +
+		refused: "allow_connect allow_metadata max_outbound_frames max_outbound_control_frames " +
 			"max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream " +
 			"max_inbound_window_update_frames_per_data_frame_sent stream_error_on_invalid_http_messaging " +
-			"override_stream_error_on_invalid_http_message custom_settings_parameters connection_keepalive max_metadata_size " +
+			"override_stream_error_on_invalid_http_message custom_settings_parameters max_metadata_size " +
 			"max_header_field_size_kb disallow_obs_text stream_reset_burst stream_reset_rate",
 	},
 	"envoy.config.core.v3.RuntimeFractionalPercent": {
@@ -65,6 +66,7 @@ var coreLists = map[protoreflect.FullName]lists{
 		enforced: "exact prefix suffix safe_regex contains ignore_case",
 		refused:  "custom",
 	},
+	"envoy.type.matcher.v3.RegexMatchAndSubstitute": {enforced: "pattern substitution"},
 	"envoy.type.matcher.v3.RegexMatcher": {
 		enforced: "regex",
 		harmless: "google_re2", // RE2 is the only engine; its program size is bounded by the expression's length

@@ -35,7 +35,8 @@ var listenerLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": {
 		enforced: "rds route_config http_filters common_http_protocol_options upgrade_configs stream_idle_timeout " +
-			"normalize_path merge_slashes path_with_escaped_slashes_action use_remote_address xff_num_trusted_hops",
+			"normalize_path merge_slashes path_with_escaped_slashes_action use_remote_address xff_num_trusted_hops " +
+			"strip_matching_host_port strip_any_host_port strip_trailing_host_dot",
 		// Statistics, logs, traces and request IDs; how long a proxy drains; the
 		// headers by which proxies tell each other where a request came from;
 		// response headers that name the proxy.
@@ -49,8 +50,8 @@ var listenerLists = map[protoreflect.FullName]lists{
 			"max_request_headers_kb stream_flush_timeout request_timeout request_headers_timeout " +
 			"original_ip_detection_extensions early_header_mutation_extensions internal_address_config " +
 			"forward_client_cert_details set_current_client_cert_details forward_client_cert_matcher proxy_100_continue " +
-			"local_reply_config strip_matching_host_port " +
-			"strip_any_host_port stream_error_on_invalid_http_message path_normalization_options strip_trailing_host_dot " +
+			"local_reply_config " +
+			"stream_error_on_invalid_http_message path_normalization_options " +
 			"typed_header_validation_config forward_proto_config",
 	},
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": {
@@ -68,9 +69,9 @@ var listenerLists = map[protoreflect.FullName]lists{
 		harmless: "config_source default_config apply_default_config_without_warming type_urls",
 	},
 	"envoy.extensions.filters.http.router.v3.Router": {
-		// Statistics, logs and traces, and headers that Envoy adds to requests and responses.
-		harmless: "dynamic_stats start_child_span upstream_log upstream_log_options suppress_envoy_headers " +
-			"suppress_grpc_request_failure_code_stats",
-		refused: "strict_check_headers respect_expected_rq_timeout upstream_http_filters reject_connect_request_early_data",
+		enforced: "suppress_envoy_headers respect_expected_rq_timeout",
+		// Statistics, logs and traces.
+		harmless: "dynamic_stats start_child_span upstream_log upstream_log_options suppress_grpc_request_failure_code_stats",
+		refused:  "strict_check_headers upstream_http_filters reject_connect_request_early_data",
 	},
 }

@@ -17,8 +17,7 @@ var limitLists = map[protoreflect.FullName]lists{
 	},
 	"envoy.extensions.common.ratelimit.v3.RateLimitDescriptor.Entry": {enforced: "key value"},
 	"envoy.config.core.v3.HeaderValueOption": {
-		enforced: "header append append_action",
-		harmless: "keep_empty_value", // only the router looks at it
+		enforced: "header append append_action keep_empty_value",
 	},
 	"envoy.config.route.v3.RateLimit": {
 		enforced: "actions hits_addend",

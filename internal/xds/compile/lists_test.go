@@ -24,6 +24,18 @@ var messagesRead = []protoreflect.FullName{
 	"envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
 	"envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
 	"envoy.extensions.load_balancing_policies.random.v3.Random",
+	"envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash",
+	"envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
+	"envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+	"envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality",
+	"envoy.extensions.load_balancing_policies.subset.v3.Subset",
+	"envoy.extensions.load_balancing_policies.random_subsetting.v3.RandomSubsetting",
+	"envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided",
+	"envoy.extensions.clusters.aggregate.v3.ClusterConfig",
+	"envoy.extensions.clusters.dns.v3.DnsCluster",
+	"envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+	"envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig",
+	"envoy.extensions.network.dns_resolver.apple.v3.AppleDnsResolverConfig",
 	"envoy.config.route.v3.FilterConfig",
 	"envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
 	"envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -32,6 +44,15 @@ var messagesRead = []protoreflect.FullName{
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
 	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
 	"envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
+	"envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig",
+	"envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+	"envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+	"envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate",
+	"envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig",
+	"envoy.extensions.filters.http.fault.v3.HTTPFault",
+	"envoy.extensions.filters.http.cors.v3.Cors",
+	"envoy.extensions.filters.http.cors.v3.CorsPolicy",
+	"envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency",
 }
 
 func messageType(t *testing.T, name protoreflect.FullName) protoreflect.MessageType {
@@ -183,11 +204,11 @@ func TestTheFirstFieldIsNamed(t *testing.T) {
 	m := mt.New()
 	names := slices.Collect(maps.Keys(verdicts["envoy.config.route.v3.Route"]))
 	slices.Sort(names)
-	for _, name := range []protoreflect.Name{"request_headers_to_remove", "route_specifiers", "request_headers_to_add"} {
+	for _, name := range []protoreflect.Name{"request_body_buffer_limit", "route_specifiers", "filter_action"} {
 		set(m, m.Descriptor().Fields().ByName(name))
 	}
 	for range 50 {
-		if f := unlisted(m); f == nil || f.path != "request_headers_to_add" {
+		if f := unlisted(m); f == nil || f.path != "filter_action" {
 			t.Fatalf("%+v", f)
 		}
 	}
@@ -201,10 +222,10 @@ func TestFaultsInsideAreFound(t *testing.T) {
 	host := hosts.NewElement()
 	routes := host.Message().Mutable(host.Message().Descriptor().Fields().ByName("routes")).List()
 	route := routes.NewElement()
-	set(route.Message(), route.Message().Descriptor().Fields().ByName("redirect"))
+	set(route.Message(), route.Message().Descriptor().Fields().ByName("filter_action"))
 	routes.Append(route)
 	hosts.Append(host)
-	if f := unlisted(m); f == nil || f.path != "virtual_hosts[1].routes[0].redirect" {
+	if f := unlisted(m); f == nil || f.path != "virtual_hosts[1].routes[0].filter_action" {
 		t.Errorf("%+v", f)
 	}
 }

@@ -7,8 +7,10 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sinew-mesh/sinew/routing"
 )
@@ -28,6 +30,12 @@ func conditionsBesidePath(m *routev3.RouteMatch, out *routing.Match) *fault {
 	}
 	out.Headers = append(out.Headers, headers...)
 	if out.Query, f = each("query_parameters", m.GetQueryParameters(), queryMatch); f != nil {
+		return f
+	}
+	if out.Cookies, f = each("cookies", m.GetCookies(), cookieMatch); f != nil {
+		return f
+	}
+	if out.Claims, f = each("dynamic_metadata", m.GetDynamicMetadata(), claimMatch); f != nil {
 		return f
 	}
 	if m.GetRuntimeFraction() != nil {
@@ -60,13 +68,103 @@ func pathMatch(m *routev3.RouteMatch, out *routing.PathMatch) *fault {
 		}
 		*out = routing.PathMatch{Kind: routing.PathRegex, Regex: re}
 	case *routev3.RouteMatch_PathMatchPolicy:
-		return faultf("path_match_policy", notSupported)
+		t, f := pathTemplate(p.PathMatchPolicy)
+		if f != nil {
+			return f.under("path_match_policy")
+		}
+		*out = routing.PathMatch{Kind: routing.PathTemplate, Template: t}
 	case *routev3.RouteMatch_ConnectMatcher_:
 		return faultf("connect_matcher", notSupported)
 	default:
 		return faultf("", "there is no condition on the path")
 	}
 	return nil
+}
+
+func pathTemplate(m *corev3.TypedExtensionConfig) (*routing.Template, *fault) {
+	var config uritemplatev3.UriTemplateMatchConfig
+	if f := extension(m.GetTypedConfig(), &config); f != nil {
+		return nil, f.under("typed_config")
+	}
+	t, err := routing.ParseTemplate(config.GetPathTemplate())
+	if err != nil {
+		return nil, faultf("typed_config.path_template", "%v", err)
+	}
+	return t, nil
+}
+
+// claimMatch reads a condition on the claims of the request that is being
+// served, as Istio writes them: a text is compared with the claim, or with each
+// of its elements where it is a list.
+func claimMatch(m *matcherv3.MetadataMatcher) (c routing.ClaimMatch, f *fault) {
+	if m.GetFilter() != tokenFilter {
+		return c, faultf("filter", "%q is not supported: only %q has metadata", m.GetFilter(), tokenFilter)
+	}
+	if len(m.GetPath()) < 2 || m.GetPath()[0].GetKey() != tokenPayload {
+		return c, faultf("path", "must be %q and the path of a claim", tokenPayload)
+	}
+	for i, segment := range m.GetPath()[1:] {
+		if segment.GetKey() == "" {
+			return c, faultf("key", "is empty").underIndex("path", i+1)
+		}
+		c.Path = append(c.Path, segment.GetKey())
+	}
+	c.Invert = m.GetInvert()
+	text, f := claimText(m.GetValue(), &c.Present)
+	switch {
+	case f != nil:
+		return c, f.under("value")
+	case c.Present:
+		return c, nil
+	}
+	c.Value, f = stringMatch(text)
+	return c, f.under("value")
+}
+
+// tokenPayload is the name that Istio gives the claims in the metadata of tokenFilter.
+const tokenPayload = "payload"
+
+// claimText is the one text that the value is compared with.
+func claimText(m *matcherv3.ValueMatcher, present *bool) (*matcherv3.StringMatcher, *fault) {
+	switch p := m.GetMatchPattern().(type) {
+	case *matcherv3.ValueMatcher_PresentMatch:
+		if !p.PresentMatch {
+			return nil, faultf("present_match", "false matches nothing in Envoy, least of all what it seems to: not supported")
+		}
+		*present = true
+		return nil, nil
+	case *matcherv3.ValueMatcher_StringMatch:
+		return p.StringMatch, nil
+	case *matcherv3.ValueMatcher_ListMatch:
+		one, ok := p.ListMatch.GetOneOf().GetMatchPattern().(*matcherv3.ValueMatcher_StringMatch)
+		if !ok {
+			return nil, faultf("list_match.one_of", "must be a string_match")
+		}
+		return one.StringMatch, nil
+	case *matcherv3.ValueMatcher_OrMatch:
+		var first *matcherv3.StringMatcher
+		for i, v := range p.OrMatch.GetValueMatchers() {
+			text, f := claimText(v, present)
+			switch {
+			case f != nil:
+			case *present || text == nil:
+				f = faultf("", "must be a string_match or a list_match")
+			case first == nil:
+				first = text
+			case !proto.Equal(first, text):
+				f = faultf("", "differs from the first: not supported")
+			}
+			if f != nil {
+				return nil, f.underIndex("value_matchers", i).under("or_match")
+			}
+		}
+		if first == nil {
+			return nil, faultf("or_match.value_matchers", "there is none")
+		}
+		return first, nil
+	default:
+		return nil, faultf("", "the condition is not supported")
+	}
 }
 
 // headerMatch reads one condition on a header. Without any it asks that the
@@ -129,6 +227,15 @@ func queryMatch(m *routev3.QueryParameterMatcher) (routing.QueryMatch, *fault) {
 		f = faultf("", "the condition is not known")
 	}
 	return q, f
+}
+
+func cookieMatch(m *routev3.CookieMatcher) (c routing.CookieMatch, f *fault) {
+	if m.GetName() == "" {
+		return c, faultf("name", "is empty")
+	}
+	c.Name, c.Invert = m.GetName(), m.GetInvertMatch()
+	c.Value, f = stringMatch(m.GetStringMatch())
+	return c, f.under("string_match")
 }
 
 func stringMatch(m *matcherv3.StringMatcher) (routing.StringMatch, *fault) {

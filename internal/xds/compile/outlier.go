@@ -1,48 +1,68 @@
 package compile
 
 import (
+	"time"
+
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sinew-mesh/sinew/resilience"
 )
 
-// outlier reads the detection of failures in a row. The kinds that compare
-// endpoints by their share of successes must be switched off, and because
-// Envoy has that by success rate on where the field is not set, it must be set
-// to 0, as Istio does.
+// outlier reads the detection of endpoints that fail, with Envoy's defaults
+// where a field is not set. One that can not eject anything is nil.
 func outlier(m *clusterv3.OutlierDetection) (*resilience.Outlier, *fault) {
-	split := m.GetSplitExternalLocalOriginErrors()
-	for _, kind := range []struct {
+	o := resilience.Outlier{
+		Consecutive5xx:                         5,
+		EnforcingConsecutive5xx:                100,
+		ConsecutiveGatewayFailure:              5,
+		ConsecutiveLocalOriginFailure:          5,
+		EnforcingConsecutiveLocalOriginFailure: 100,
+		EnforcingSuccessRate:                   100,
+		SuccessRateMinimumHosts:                5,
+		SuccessRateRequestVolume:               100,
+		SuccessRateStdevFactor:                 1900,
+		FailurePercentageThreshold:             85,
+		FailurePercentageMinimumHosts:          5,
+		FailurePercentageRequestVolume:         50,
+		EnforcingLocalOriginSuccessRate:        100,
+		Interval:                               10 * time.Second,
+		BaseEjectionTime:                       30 * time.Second,
+		MaxEjectionTime:                        300 * time.Second,
+		MaxEjectionPercent:                     10,
+	}
+	o.SplitLocalOrigin = m.GetSplitExternalLocalOriginErrors()
+	o.AlwaysEjectOneEndpoint = m.GetAlwaysEjectOneHost().GetValue()
+	if v := m.GetSuccessfulActiveHealthCheckUnejectHost(); v != nil {
+		o.KeepWhenChecked = !v.GetValue()
+	}
+	number(&o.Consecutive5xx, m.GetConsecutive_5Xx())
+	number(&o.ConsecutiveGatewayFailure, m.GetConsecutiveGatewayFailure())
+	number(&o.ConsecutiveLocalOriginFailure, m.GetConsecutiveLocalOriginFailure())
+	number(&o.SuccessRateMinimumHosts, m.GetSuccessRateMinimumHosts())
+	number(&o.SuccessRateRequestVolume, m.GetSuccessRateRequestVolume())
+	number(&o.SuccessRateStdevFactor, m.GetSuccessRateStdevFactor())
+	number(&o.FailurePercentageMinimumHosts, m.GetFailurePercentageMinimumHosts())
+	number(&o.FailurePercentageRequestVolume, m.GetFailurePercentageRequestVolume())
+	for _, share := range []struct {
 		name  string
-		value *wrapperspb.UInt32Value
-		def   uint32
+		field *wrapperspb.UInt32Value
+		value *uint32
 	}{
-		{"enforcing_success_rate", m.GetEnforcingSuccessRate(), 100},
-		{"enforcing_failure_percentage", m.GetEnforcingFailurePercentage(), 0},
-		{"enforcing_local_origin_success_rate", m.GetEnforcingLocalOriginSuccessRate(), onlyIf(split, 100)},
-		{"enforcing_failure_percentage_local_origin", m.GetEnforcingFailurePercentageLocalOrigin(), 0},
+		{"max_ejection_percent", m.GetMaxEjectionPercent(), &o.MaxEjectionPercent},
+		{"enforcing_consecutive_5xx", m.GetEnforcingConsecutive_5Xx(), &o.EnforcingConsecutive5xx},
+		{"enforcing_success_rate", m.GetEnforcingSuccessRate(), &o.EnforcingSuccessRate},
+		{"enforcing_consecutive_gateway_failure", m.GetEnforcingConsecutiveGatewayFailure(), &o.EnforcingConsecutiveGatewayFailure},
+		{"enforcing_consecutive_local_origin_failure", m.GetEnforcingConsecutiveLocalOriginFailure(), &o.EnforcingConsecutiveLocalOriginFailure},
+		{"enforcing_local_origin_success_rate", m.GetEnforcingLocalOriginSuccessRate(), &o.EnforcingLocalOriginSuccessRate},
+		{"failure_percentage_threshold", m.GetFailurePercentageThreshold(), &o.FailurePercentageThreshold},
+		{"enforcing_failure_percentage", m.GetEnforcingFailurePercentage(), &o.EnforcingFailurePercentage},
+		{"enforcing_failure_percentage_local_origin", m.GetEnforcingFailurePercentageLocalOrigin(), &o.EnforcingFailurePercentageLocalOrigin},
 	} {
-		percent := kind.def
-		number(&percent, kind.value)
-		switch {
-		case percent == 0:
-		case kind.value == nil:
-			return nil, faultf(kind.name, "is %d where it is not set, which is not supported: only 0 is", percent)
-		default:
-			return nil, faultf(kind.name, "%d is not supported: only 0 is", percent)
+		if number(share.value, share.field); *share.value > 100 {
+			return nil, faultf(share.name, "%d is more than 100", *share.value)
 		}
 	}
-	o := resilience.DefaultOutlier
-	o.SplitLocalOrigin = split
-	o.AlwaysEjectOneEndpoint = m.GetAlwaysEjectOneHost().GetValue()
-	number(&o.Consecutive5xx, m.GetConsecutive_5Xx())
-	number(&o.EnforcingConsecutive5xx, m.GetEnforcingConsecutive_5Xx())
-	number(&o.ConsecutiveGatewayFailure, m.GetConsecutiveGatewayFailure())
-	number(&o.EnforcingConsecutiveGatewayFailure, m.GetEnforcingConsecutiveGatewayFailure())
-	number(&o.ConsecutiveLocalOriginFailure, m.GetConsecutiveLocalOriginFailure())
-	number(&o.EnforcingConsecutiveLocalOriginFailure, m.GetEnforcingConsecutiveLocalOriginFailure())
-	number(&o.MaxEjectionPercent, m.GetMaxEjectionPercent())
 	var f *fault
 	if o.Interval, f = positive("interval", m.GetInterval(), o.Interval); f != nil {
 		return nil, f
@@ -56,14 +76,10 @@ func outlier(m *clusterv3.OutlierDetection) (*resilience.Outlier, *fault) {
 	if o.MaxEjectionTimeJitter, f = duration("max_ejection_time_jitter", m.GetMaxEjectionTimeJitter(), 0); f != nil {
 		return nil, f
 	}
-	if o.Consecutive5xx > resilience.MaxConsecutive {
-		o.Consecutive5xx = 0 // so many failures in a row never come: none is detected
-	}
-	if o.ConsecutiveGatewayFailure > resilience.MaxConsecutive {
-		o.ConsecutiveGatewayFailure = 0
-	}
-	if o.ConsecutiveLocalOriginFailure > resilience.MaxConsecutive {
-		o.ConsecutiveLocalOriginFailure = 0
+	for _, n := range []*uint32{&o.Consecutive5xx, &o.ConsecutiveGatewayFailure, &o.ConsecutiveLocalOriginFailure} {
+		if *n > resilience.MaxConsecutive {
+			*n = 0 // so many failures in a row never come: none is detected
+		}
 	}
 	if err := o.Validate(); err != nil {
 		return nil, invalid(err)
@@ -78,12 +94,7 @@ func outlier(m *clusterv3.OutlierDetection) (*resilience.Outlier, *fault) {
 func ejects(o *resilience.Outlier) bool {
 	return o.Consecutive5xx > 0 && o.EnforcingConsecutive5xx > 0 ||
 		o.ConsecutiveGatewayFailure > 0 && o.EnforcingConsecutiveGatewayFailure > 0 ||
-		o.SplitLocalOrigin && o.ConsecutiveLocalOriginFailure > 0 && o.EnforcingConsecutiveLocalOriginFailure > 0
-}
-
-func onlyIf(condition bool, v uint32) uint32 {
-	if condition {
-		return v
-	}
-	return 0
+		o.EnforcingSuccessRate > 0 || o.EnforcingFailurePercentage > 0 ||
+		o.SplitLocalOrigin && (o.ConsecutiveLocalOriginFailure > 0 && o.EnforcingConsecutiveLocalOriginFailure > 0 ||
+			o.EnforcingLocalOriginSuccessRate > 0 || o.EnforcingFailurePercentageLocalOrigin > 0)
 }

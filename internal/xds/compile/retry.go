@@ -1,22 +1,29 @@
 package compile
 
 import (
+	"maps"
 	"math"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	omitcanaryv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/omit_canary_hosts/v3"
+	omitmetadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/omit_host_metadata/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	prioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 )
 
+// The names of predicates, for those that come without a configuration.
 const (
-	previousHosts     = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 	previousHostsName = "envoy.retry_host_predicates.previous_hosts"
+	omitCanaryName    = "envoy.retry_host_predicates.omit_canary_hosts"
 )
 
-// retryPolicy reads a retry policy. It is nil where nothing is retried: there
-// is no policy, no condition, or no retry.
+// retryPolicy reads a retry policy; nil where there is none. One without a
+// condition, or of no retries, retries nothing by itself, but limits attempts
+// all the same, and requests may ask for more by their headers.
 //
 // Names in retry_on that Envoy does not know either are skipped, as Envoy and
 // gRPC do; the one that it does know and that is skipped is about HTTP/3.
@@ -38,6 +45,14 @@ func retryPolicy(m *routev3.RetryPolicy) (*resilience.RetryPolicy, *fault) {
 	var f *fault
 	if p.PerTryTimeout, f = duration("per_try_timeout", m.GetPerTryTimeout(), 0); f != nil {
 		return nil, f
+	}
+	if p.PerTryIdleTimeout, f = duration("per_try_idle_timeout", m.GetPerTryIdleTimeout(), 0); f != nil {
+		return nil, f
+	}
+	if m.GetRetryPriority() != nil {
+		if p.PreviousPriorities, f = previousPriorities(m.GetRetryPriority()); f != nil {
+			return nil, f.under("retry_priority")
+		}
 	}
 	if f := hostSelection(m, &p); f != nil {
 		return nil, f
@@ -61,23 +76,14 @@ func retryPolicy(m *routev3.RetryPolicy) (*resilience.RetryPolicy, *fault) {
 	if err := p.Validate(); err != nil {
 		return nil, invalid(err)
 	}
-	if p.On == 0 || p.NumRetries == 0 {
-		return nil, nil
-	}
 	return &p, nil
 }
 
-// hostSelection reads the predicates on endpoints. The only one that is known
-// prefers endpoints that have not been tried.
+// hostSelection reads the predicates on endpoints.
 func hostSelection(m *routev3.RetryPolicy, p *resilience.RetryPolicy) *fault {
 	for i, predicate := range m.GetRetryHostPredicate() {
-		config := predicate.GetTypedConfig()
-		switch kind := typeName(config); {
-		case kind == previousHosts && len(config.GetValue()) == 0,
-			config == nil && predicate.GetName() == previousHostsName:
-			p.AvoidPrevious = true
-		default:
-			return faultf("", "predicate %q of type %q is not supported", predicate.GetName(), kind).underIndex("retry_host_predicate", i)
+		if f := hostPredicate(predicate, p); f != nil {
+			return f.underIndex("retry_host_predicate", i)
 		}
 	}
 	switch attempts := m.GetHostSelectionRetryMaxAttempts(); {
@@ -87,6 +93,58 @@ func hostSelection(m *routev3.RetryPolicy, p *resilience.RetryPolicy) *fault {
 		p.SelectAttempts = uint32(min(attempts, math.MaxUint32))
 	}
 	return nil
+}
+
+func hostPredicate(m *routev3.RetryPolicy_RetryHostPredicate, p *resilience.RetryPolicy) (f *fault) {
+	config := m.GetTypedConfig()
+	omit := map[string]string(nil)
+	switch {
+	case config == nil && m.GetName() == previousHostsName, config.MessageIs((*previoushostsv3.PreviousHostsPredicate)(nil)):
+		p.AvoidPrevious = true
+		if config != nil {
+			f = extension(config, &previoushostsv3.PreviousHostsPredicate{})
+		}
+		return f.under("typed_config")
+	case config == nil && m.GetName() == omitCanaryName, config.MessageIs((*omitcanaryv3.OmitCanaryHostsPredicate)(nil)):
+		omit = map[string]string{"canary": "true"}
+		if config != nil {
+			f = extension(config, &omitcanaryv3.OmitCanaryHostsPredicate{})
+		}
+	case config.MessageIs((*omitmetadatav3.OmitHostMetadataConfig)(nil)):
+		var metadata omitmetadatav3.OmitHostMetadataConfig
+		if f = extension(config, &metadata); f == nil {
+			omit, f = subset(metadata.GetMetadataMatch())
+			f = f.under("metadata_match")
+		}
+	default:
+		return faultf("", "predicate %q of type %q is not supported", m.GetName(), typeName(config))
+	}
+	switch {
+	case f != nil:
+		return f.under("typed_config")
+	case len(omit) == 0:
+		return nil // Envoy's leaves out nothing then
+	case p.OmitMetadata != nil && !maps.Equal(p.OmitMetadata, omit):
+		return faultf("", "leaves out other endpoints than the one before: not supported")
+	}
+	p.OmitMetadata = omit
+	return nil
+}
+
+// previousPriorities reads after how many attempts the priorities that were tried are left out.
+func previousPriorities(m *routev3.RetryPolicy_RetryPriority) (uint32, *fault) {
+	var config prioritiesv3.PreviousPrioritiesConfig
+	if !m.GetTypedConfig().MessageIs(&config) {
+		return 0, faultf("", "%q of type %q is not supported", m.GetName(), typeName(m.GetTypedConfig()))
+	}
+	f := extension(m.GetTypedConfig(), &config)
+	if f == nil && config.GetUpdateFrequency() <= 0 {
+		f = faultf("update_frequency", "must be more than 0")
+	}
+	if f != nil {
+		return 0, f.under("typed_config")
+	}
+	return uint32(config.GetUpdateFrequency()), nil
 }
 
 func backOff(m *routev3.RetryPolicy_RetryBackOff, p *resilience.RetryPolicy) *fault {
