@@ -4,6 +4,7 @@ package tlsconfig
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,6 +73,19 @@ func await(ctx context.Context, src source.Source) error {
 			return errors.Join(err, ctx.Err())
 		}
 	}
+}
+
+// Certificate returns the certificate that a handshake would present now, nil
+// where there is none, and a channel that is closed when that may have changed:
+// who keeps a connection for long can make another one before the certificate
+// expires that it was made with.
+func (c *channelCredentials) Certificate() (*x509.Certificate, <-chan struct{}) {
+	changed := c.src.Changed() // first: a change after this line closes it
+	m, err := c.src.Current()
+	if err != nil || m.Certificate == nil {
+		return nil, changed
+	}
+	return m.Certificate.Leaf, changed
 }
 
 func (c *channelCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -118,6 +118,7 @@ type Client struct {
 	hosts     map[string]*host
 	inbounds  map[string]*inbound
 	clusters  map[string]*cluster
+	demands   map[string]*demand // clusters that requests named
 
 	dirtyHosts    map[*host]struct{}
 	dirtyInbounds map[*inbound]struct{}
@@ -126,6 +127,8 @@ type Client struct {
 
 	refused      map[string]*snapshot.Host // hosts over the limit
 	refusedOrder []string
+
+	refusedClusters map[string]*snapshot.Cluster // demands over the limit
 
 	servers []*server // as in the bootstrap
 	open    int       // servers[:open] are in use
@@ -182,11 +185,14 @@ func newState(o Options, d decoders) (*Client, error) {
 		hosts:         map[string]*host{},
 		inbounds:      map[string]*inbound{},
 		clusters:      map[string]*cluster{},
+		demands:       map[string]*demand{},
 		dirtyHosts:    map[*host]struct{}{},
 		dirtyInbounds: map[*inbound]struct{}{},
 		dirtyClusters: map[*cluster]struct{}{},
 		unanswered:    map[*host]struct{}{},
 		refused:       map[string]*snapshot.Host{},
+
+		refusedClusters: map[string]*snapshot.Cluster{},
 		published: &snapshot.Snapshot{
 			Hosts:    map[string]*snapshot.Host{},
 			Clusters: map[string]*snapshot.Cluster{},
@@ -286,6 +292,9 @@ func (c *Client) loop() {
 			for h := range c.unanswered {
 				h.ready.Stop()
 			}
+			for _, d := range c.demands {
+				d.ready.Stop()
+			}
 			return
 		case <-c.mail.wake:
 			c.batch()
@@ -303,7 +312,7 @@ func (c *Client) loop() {
 // batch handles everything that is in the mailbox now. What arrives meanwhile
 // waits for the next batch, so a steady flow can not hold back a snapshot.
 func (c *Client) batch() {
-	events, hosts := c.mail.take()
+	events, hosts, clusters := c.mail.take()
 	for _, event := range events {
 		if c.ctx.Err() != nil {
 			return
@@ -313,24 +322,49 @@ func (c *Client) batch() {
 	for _, host := range hosts {
 		c.subscribe(host)
 	}
+	for _, cluster := range clusters {
+		c.demandCluster(cluster)
+	}
 }
 
 // mailbox carries events to the loop. It is unbounded, but what feeds it is
-// not: a stream has a window, and a host waits in it only once.
+// not: a stream has a window, and a name waits in it only once.
 type mailbox struct {
 	wake chan struct{}
 
-	mu     sync.Mutex
-	events []func()
-	hosts  []string
-	queued map[string]struct{} // of hosts
-	closed bool
+	mu       sync.Mutex
+	events   []func()
+	hosts    names
+	clusters names
+	closed   bool
 }
 
-func (m *mailbox) init() {
-	m.wake = make(chan struct{}, 1)
-	m.queued = map[string]struct{}{}
+// names are what callers ask for, each once.
+type names struct {
+	list   []string
+	queued map[string]struct{}
 }
+
+func (n *names) add(name string) (fresh bool) {
+	if _, twice := n.queued[name]; twice {
+		return false
+	}
+	if n.queued == nil {
+		n.queued = map[string]struct{}{}
+	}
+	n.queued[name] = struct{}{}
+	n.list = append(n.list, name)
+	return true
+}
+
+func (n *names) take() []string {
+	list := n.list
+	n.list = nil
+	clear(n.queued)
+	return list
+}
+
+func (m *mailbox) init() { m.wake = make(chan struct{}, 1) }
 
 func (m *mailbox) post(event func()) {
 	m.mu.Lock()
@@ -341,15 +375,15 @@ func (m *mailbox) post(event func()) {
 	m.signal()
 }
 
-func (m *mailbox) postHost(host string) {
+func (m *mailbox) postHost(host string) { m.ask(&m.hosts, host) }
+
+func (m *mailbox) postCluster(cluster string) { m.ask(&m.clusters, cluster) }
+
+func (m *mailbox) ask(list *names, name string) {
 	m.mu.Lock()
-	_, twice := m.queued[host]
-	if !twice && !m.closed {
-		m.queued[host] = struct{}{}
-		m.hosts = append(m.hosts, host)
-	}
+	fresh := !m.closed && list.add(name)
 	m.mu.Unlock()
-	if !twice {
+	if fresh {
 		m.signal()
 	}
 }
@@ -361,18 +395,16 @@ func (m *mailbox) signal() {
 	}
 }
 
-func (m *mailbox) take() (events []func(), hosts []string) {
+func (m *mailbox) take() (events []func(), hosts, clusters []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	events, hosts = m.events, m.hosts
-	m.events, m.hosts = nil, nil
-	clear(m.queued)
-	return events, hosts
+	events, m.events = m.events, nil
+	return events, m.hosts.take(), m.clusters.take()
 }
 
 func (m *mailbox) close() {
 	m.mu.Lock()
 	m.closed = true
-	m.events, m.hosts = nil, nil
+	m.events, m.hosts, m.clusters = nil, names{}, names{}
 	m.mu.Unlock()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,7 +132,7 @@ func (e *env) snap() *snapshot.Snapshot {
 	return last
 }
 
-// consistent fails if a host names a cluster that the snapshot lacks.
+// consistent fails if a host or an aggregate names a cluster that the snapshot lacks.
 
 func consistent(t *testing.T, s *snapshot.Snapshot) {
 	t.Helper()
@@ -149,6 +150,16 @@ func consistent(t *testing.T, s *snapshot.Snapshot) {
 			n := s.Clusters[c]
 			if n == nil || n.Name != c || n.Endpoints == nil {
 				t.Fatalf("host %q names cluster %q, which is %+v", name, c, n)
+			}
+		}
+	}
+	for name, c := range s.Clusters {
+		if c == nil || c.Name != name || c.Endpoints == nil || c.Used == nil {
+			t.Fatalf("cluster %q is published as %+v", name, c)
+		}
+		for i, u := range c.Underlying {
+			if leaf := s.Clusters[u]; leaf == nil || leaf.Discovery == snapshot.Aggregate || slices.Contains(c.Underlying[:i], u) {
+				t.Fatalf("aggregate %q is made of %v, of which %q is %+v", name, c.Underlying, u, leaf)
 			}
 		}
 	}
@@ -174,7 +185,7 @@ func (*env) describe(s *snapshot.Snapshot, name string) string {
 	var parts []string
 	for _, n := range clusterNames(h.VirtualHost) {
 		c := s.Clusters[n]
-		part := n + "="
+		part := n + "=" + strings.Join(c.Underlying, "+")
 		for i, ep := range c.Endpoints.All {
 			_, port, _ := net.SplitHostPort(ep.Address)
 			if i > 0 {

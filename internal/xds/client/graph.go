@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,24 @@ type host struct {
 	next    refs // of the one that is being completed, if any
 
 	published *snapshot.Host
+	bound     bound
+}
+
+// bound is a host's configuration that was made of a listener and routes, kept
+// so that the same two give the same one again.
+type bound struct {
+	listener *snapshot.Listener
+	routes   *snapshot.RouteConfig
+	host     *snapshot.Host
+}
+
+// bind returns what the listener and the routes say of the host.
+func (h *host) bind(l *snapshot.Listener, rc *snapshot.RouteConfig) *snapshot.Host {
+	if h.bound.host == nil || h.bound.listener != l || h.bound.routes != rc {
+		h.bound = bound{l, rc, l.Host(h.name, rc)}
+	}
+	p := *h.bound.host
+	return &p
 }
 
 func (h *host) touched(c *Client) { c.dirtyHosts[h] = struct{}{} }
@@ -42,19 +61,28 @@ type inbound struct {
 
 func (in *inbound) touched(c *Client) { c.dirtyInbounds[in] = struct{}{} }
 
-// cluster is one cluster with its endpoints, shared by all hosts whose routes name it.
+// cluster is one cluster with its endpoints, shared by all that need it.
 type cluster struct {
-	name  string
-	users map[*host]int // with the number of holds each has
-	live  int           // how many published hosts name it
+	name string
+	// users are hosts, demands, and aggregates that have it among their members; with
+	// the number of holds each has.
+	users map[user]int
+	roots int          // holds by hosts and demands
+	shown int          // how many published hosts and demands name it
+	live  int          // shown, and how many shown aggregates have it as a leaf
+	below int          // how many aggregates have it as a leaf in force
+	used  *atomic.Bool // by a request whose header names it
 
 	resource  *resource
 	endpoints *resource // that built is made of; nil where they came with the cluster
 	next      *resource // awaited, before it takes the place of endpoints
+	under     members   // of an aggregate that built is made of
+	nextUnder members   // awaited
 
 	built *snapshot.Cluster // nil before the first answer
 	base  *snapshot.Cluster // the compiled resource that built is made of
 	set   *lb.Endpoints     // the compiled endpoints that built is made of
+	told  *snapshot.Cluster // the compiled resource that aggregates above were told of
 }
 
 func (n *cluster) touched(c *Client) { c.dirtyClusters[n] = struct{}{} }
@@ -116,11 +144,13 @@ func (c *Client) resolveHost(h *host) {
 			return
 		default:
 			c.hold(h, next)
-			c.adopt(h, &snapshot.Host{Err: r.failure(), MaxStreamDuration: lis.MaxStreamDuration})
+			p := lis.Host(h.name, nil)
+			p.Err = r.failure()
+			c.adopt(h, p)
 			return
 		}
 	}
-	p := &snapshot.Host{Routes: rc, VirtualHost: rc.Lookup(h.name), MaxStreamDuration: lis.MaxStreamDuration}
+	p := h.bind(lis, rc)
 	if p.VirtualHost == nil {
 		p.Err = fmt.Errorf("RouteConfiguration %q: no virtual host has a domain for %q", rc.Name, h.name)
 		c.hold(h, next)
@@ -147,16 +177,23 @@ func errUnless(absent bool, r *resource) error {
 	return r.failure()
 }
 
-// clusterNames lists the clusters that a virtual host's routes name, each once.
+// clusterNames lists the clusters that a virtual host's routes name, those of
+// mirrors too, each once. Those that a header names are not known before (SubscribeCluster).
 func clusterNames(vh *snapshot.VirtualHost) []string {
 	var names []string
-	seen := map[string]struct{}{}
+	seen := map[string]struct{}{"": {}} // one that a header names has no name here
+	add := func(name string) {
+		if _, twice := seen[name]; !twice {
+			seen[name] = struct{}{}
+			names = append(names, name)
+		}
+	}
 	for i := range vh.Routes {
 		for _, w := range vh.Routes[i].Clusters.Clusters {
-			if _, twice := seen[w.Name]; !twice {
-				seen[w.Name] = struct{}{}
-				names = append(names, w.Name)
-			}
+			add(w.Name)
+		}
+		for _, m := range vh.Routes[i].Mirrors {
+			add(m.Cluster)
 		}
 	}
 	return names
@@ -170,7 +207,7 @@ func (c *Client) hold(h *host, next refs) {
 		c.acquire(routes, next.route.name, h)
 	}
 	for _, n := range next.clusters {
-		n.users[h]++
+		c.useCluster(n.name, h)
 	}
 	c.let(h, old)
 }
@@ -206,7 +243,8 @@ func (c *Client) adopt(h *host, p *snapshot.Host) {
 func (c *Client) show(h *host, p *snapshot.Host) {
 	p.Name, p.Used = h.name, h.used
 	if o := h.published; o != nil && o.Routes == p.Routes && o.VirtualHost == p.VirtualHost && o.Absent == p.Absent &&
-		o.MaxStreamDuration == p.MaxStreamDuration && sameError(o.Err, p.Err) {
+		o.MaxStreamDuration == p.MaxStreamDuration && o.Concurrency == p.Concurrency && o.SuppressHeaders == p.SuppressHeaders &&
+		o.RespectExpectedTimeout == p.RespectExpectedTimeout && o.CORSFirst == p.CORSFirst && sameError(o.Err, p.Err) {
 		return
 	}
 	h.published = p
@@ -220,8 +258,21 @@ func sameError(a, b error) bool {
 	return a.Error() == b.Error()
 }
 
-// live counts the published hosts that name the cluster; one with none is not in the snapshot.
+// live counts the published hosts and demands that name the cluster, and the
+// leaves of one that is an aggregate with it.
 func (c *Client) live(n *cluster, by int) {
+	before := n.shown > 0
+	n.shown += by
+	c.count(n, by)
+	if after := n.shown > 0; before != after {
+		for _, leaf := range n.under.leaves {
+			c.count(leaf, by)
+		}
+	}
+}
+
+// count counts what has the cluster in the snapshot; one that nothing has is not in it.
+func (c *Client) count(n *cluster, by int) {
 	before := n.live
 	n.live += by
 	if (before > 0) != (n.live > 0) {
@@ -229,24 +280,34 @@ func (c *Client) live(n *cluster, by int) {
 	}
 }
 
-// useCluster makes the host a user of the cluster, which is asked for if it is new.
-func (c *Client) useCluster(name string, h *host) *cluster {
+// useCluster makes u a user of the cluster, which is asked for if it is new.
+func (c *Client) useCluster(name string, u user) *cluster {
 	n := c.clusters[name]
 	if n == nil {
-		n = &cluster{name: name, users: map[*host]int{}}
+		n = &cluster{name: name, users: map[user]int{}, used: new(atomic.Bool)}
 		c.clusters[name] = n
 		n.resource = c.acquire(clusters, name, n)
 		n.touched(c)
 	}
-	n.users[h]++
+	n.users[u]++
+	if isRoot(u) {
+		if n.roots++; n.roots == 1 && isAggregate(n.resource) {
+			n.touched(c) // it has not looked for its members before
+		}
+	}
 	return n
 }
 
-func (c *Client) leaveCluster(n *cluster, h *host) {
-	if n.users[h]--; n.users[h] <= 0 {
-		delete(n.users, h)
+func (c *Client) leaveCluster(n *cluster, u user) {
+	if n.users[u]--; n.users[u] <= 0 {
+		delete(n.users, u)
 	}
-	if len(n.users) == 0 {
+	if isRoot(u) {
+		if n.roots--; n.roots == 0 {
+			c.unroot(n)
+		}
+	}
+	if len(n.users) == 0 && c.clusters[n.name] == n {
 		delete(c.clusters, n.name)
 		c.release(n.resource, n)
 		c.release(n.endpoints, n)
@@ -262,11 +323,19 @@ func (c *Client) resolveCluster(n *cluster) {
 	if r.value == nil {
 		if !r.pending() {
 			c.await(n, nil)
+			c.awaitUnder(n, members{})
 			c.build(n, nil, noEndpoints, r.failure())
+			c.tell(n, nil)
 		}
 		return
 	}
 	base := r.value.(*snapshot.Cluster)
+	defer c.tell(n, base)
+	if base.Discovery == snapshot.Aggregate {
+		c.resolveAggregate(n, base)
+		return
+	}
+	c.awaitUnder(n, members{})
 	if base.EndpointsName == "" {
 		set := base.Endpoints
 		if set == nil {
@@ -305,22 +374,26 @@ func (c *Client) build(n *cluster, base *snapshot.Cluster, set *lb.Endpoints, er
 	old := n.endpoints
 	n.endpoints, n.next = n.next, nil
 	c.release(old, n)
-	if n.built != nil && n.base == base && n.set == set && sameError(n.built.Err, err) {
+	c.adoptUnder(n)
+	leaves := n.under.names()
+	if n.built != nil && n.base == base && n.set == set && sameError(n.built.Err, err) && slices.Equal(n.built.Underlying, leaves) {
 		return
 	}
 	var b snapshot.Cluster
 	if base != nil {
 		b = *base
 	}
-	b.Name, b.Endpoints, b.Err = n.name, set, err
-	first := n.built == nil
+	b.Name, b.Endpoints, b.Err, b.Underlying, b.Used = n.name, set, err, leaves, n.used
+	b.Absent = base == nil && n.resource.absent()
+	// Aggregates above wait for a leaf that was an aggregate too.
+	first := n.built == nil || n.built.Discovery == snapshot.Aggregate
 	n.built, n.base, n.set = &b, base, set
 	if n.live > 0 {
 		c.clustersChanged = true
 	}
 	if first {
-		for h := range n.users {
-			h.touched(c)
+		for u := range n.users {
+			u.touched(c)
 		}
 	}
 }
@@ -367,6 +440,7 @@ func (c *Client) publish() {
 				s.Clusters[name] = n.built
 			}
 		}
+		c.publishDemands(s.Clusters)
 	}
 	if c.inboundsChanged {
 		s.Inbound = make(map[string]*snapshot.Inbound, len(c.inbounds))

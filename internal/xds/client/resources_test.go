@@ -11,6 +11,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
@@ -65,6 +66,12 @@ func cdsOf(name, eds string) *clusterv3.Cluster {
 			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 		}},
 	}
+}
+
+func aggregateOf(name string, of ...string) *clusterv3.Cluster {
+	return &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{
+		ClusterType: &clusterv3.Cluster_CustomClusterType{TypedConfig: pack(&aggregatev3.ClusterConfig{Clusters: of})},
+	}}
 }
 
 func edsOf(name string, ports ...int) *endpointv3.ClusterLoadAssignment {
@@ -143,7 +150,11 @@ var plain = decoders{
 				if err != nil {
 					return m.Name, nil, err
 				}
-				v.Routes = append(v.Routes, snapshot.Route{Clusters: w})
+				route := snapshot.Route{Clusters: w}
+				for _, m := range r.GetRoute().GetRequestMirrorPolicies() {
+					route.Mirrors = append(route.Mirrors, routing.Mirror{Cluster: m.GetCluster()})
+				}
+				v.Routes = append(v.Routes, route)
 			}
 			rc.VirtualHosts = append(rc.VirtualHosts, v)
 		}
@@ -157,6 +168,13 @@ var plain = decoders{
 		m := &clusterv3.Cluster{}
 		if err := a.UnmarshalTo(m); err != nil {
 			return "", nil, err
+		}
+		if m.GetClusterType() != nil {
+			config := &aggregatev3.ClusterConfig{}
+			if err := m.GetClusterType().GetTypedConfig().UnmarshalTo(config); err != nil {
+				return m.Name, nil, err
+			}
+			return m.Name, &snapshot.Cluster{Name: m.Name, Discovery: snapshot.Aggregate, Underlying: config.Clusters}, spoiled(m.AltStatName)
 		}
 		return m.Name, &snapshot.Cluster{Name: m.Name, EndpointsName: m.GetEdsClusterConfig().GetServiceName(), ConnectTimeout: m.GetConnectTimeout().AsDuration()}, spoiled(m.AltStatName)
 	},

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -45,6 +43,7 @@ type server struct {
 	index  int
 	config *bootstrap.Server
 	dial   []grpc.DialOption
+	own    *ownCertificate // nil where the credentials have none that is renewed
 
 	// What follows belongs to the loop.
 
@@ -58,11 +57,12 @@ type server struct {
 }
 
 func newServer(i int, config *bootstrap.Server, provider bootstrap.CredentialsFunc, extra []grpc.DialOption) (*server, error) {
-	creds, err := config.DialOption(provider)
+	s := &server{index: i, config: config}
+	creds, err := config.DialOption(s.watching(provider))
 	if err != nil {
 		return nil, fmt.Errorf("xds client: server %q: %w", config.URI, err)
 	}
-	s := &server{index: i, config: config, dial: append([]grpc.DialOption{
+	s.dial = append([]grpc.DialOption{
 		creds,
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -73,7 +73,7 @@ func newServer(i int, config *bootstrap.Server, provider bootstrap.CredentialsFu
 		grpc.WithIdleTimeout(0),
 		// The control plane's own configuration must not come from a TXT record.
 		grpc.WithDisableServiceConfig(),
-	}, extra...)}
+	}, extra...)
 	cc, err := grpc.NewClient(target(config.URI), s.dial...)
 	if err != nil {
 		return nil, fmt.Errorf("xds client: server %q: %w", config.URI, err)
@@ -171,25 +171,26 @@ func newBackoff() *backoff.ExponentialBackOff {
 // A stream that brought a response is made again at once when it ends. One
 // that did not, on a working connection, backs off. Where there is no
 // connection the channel's own backoff, which is shorter, decides.
+//
+// Where the certificate that the connection was made with is replaced, the
+// stream moves to a new connection (renew.go).
 func (c *Client) serve(ctx context.Context, s *server) {
-	cc, err := grpc.NewClient(target(s.config.URI), s.dial...)
+	l, err := c.openLine(ctx, s)
 	if err != nil { // newServer has tried the same
 		c.mail.post(func() { c.ended(newStream(ctx, s, false), err, false) })
 		return
 	}
-	defer cc.Close()
-	var reporting sync.WaitGroup
-	defer reporting.Wait()
-	reporting.Go(func() { c.reportLoads(ctx, cc) })
-	ads := discovery.NewAggregatedDiscoveryServiceClient(cc)
+	defer func() { l.close() }()
 	b := newBackoff()
 	sotw := false
 	for {
-		st := newStream(ctx, s, sotw)
-		err := st.run(c, ads)
+		r := c.begin(ctx, s, l, sotw)
+		l, r = c.follow(ctx, s, l, r)
+		err := r.err
 		if ctx.Err() != nil {
 			return
 		}
+		st := r.st
 		answered := st.responses > 0
 		if !answered && status.Code(err) == codes.Unimplemented {
 			sotw = !sotw
@@ -204,22 +205,30 @@ func (c *Client) serve(ctx context.Context, s *server) {
 		case answered:
 			b.Reset()
 			pause = rand.N(reconnectJitter)
-		case cc.GetState() == connectivity.TransientFailure:
+		case l.cc.GetState() == connectivity.TransientFailure:
 			// The state stays until a connection is made.
-			if !cc.WaitForStateChange(ctx, connectivity.TransientFailure) {
+			if !l.cc.WaitForStateChange(ctx, connectivity.TransientFailure) {
 				return
 			}
 			pause = rand.N(reconnectJitter)
 		default:
 			pause = b.NextBackOff()
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, pause) {
 			return
-		case <-timer.C:
 		}
+	}
+}
+
+// sleep pauses; false if the context ends before.
+func sleep(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 

@@ -34,6 +34,9 @@ type stream struct {
 	ctx    context.Context // ends when the server is not in use any more
 	sotw   bool
 
+	life      context.Context // of the stream itself
+	cancel    context.CancelFunc
+	opened    chan struct{}        // closed when the stream is open and the loop knows of it
 	out       chan []proto.Message // a batch of requests to write; one at a time
 	tokens    chan struct{}        // of the window
 	responses int                  // received; owned by run
@@ -66,7 +69,11 @@ type ack struct {
 }
 
 func newStream(ctx context.Context, s *server, sotw bool) *stream {
-	st := &stream{server: s, ctx: ctx, sotw: sotw, out: make(chan []proto.Message, 1), tokens: make(chan struct{}, window)}
+	st := &stream{
+		server: s, ctx: ctx, sotw: sotw,
+		opened: make(chan struct{}), out: make(chan []proto.Message, 1), tokens: make(chan struct{}, window),
+	}
+	st.life, st.cancel = context.WithCancel(ctx)
 	for k := range st.subs {
 		st.subs[k].sent = map[string]*resource{}
 		st.subs[k].changes = map[string]struct{}{}
@@ -90,8 +97,8 @@ func (st *stream) timeout() time.Duration {
 
 // run makes the stream and reads it until it ends.
 func (st *stream) run(c *Client, ads discovery.AggregatedDiscoveryServiceClient) error {
-	ctx, cancel := context.WithCancel(st.ctx)
-	defer cancel()
+	ctx := st.life
+	defer st.cancel()
 	var rpc grpc.ClientStream
 	var err error
 	if st.sotw {
@@ -103,13 +110,14 @@ func (st *stream) run(c *Client, ads discovery.AggregatedDiscoveryServiceClient)
 		return err
 	}
 	c.mail.post(func() { c.connected(st) })
+	close(st.opened)
 	writer := make(chan struct{})
 	go func() {
 		defer close(writer)
 		st.write(ctx, c, rpc)
 	}()
 	err = st.read(ctx, c, rpc)
-	cancel()
+	st.cancel()
 	<-writer
 	return err
 }

@@ -109,6 +109,7 @@ func (c *Client) sweep() {
 			c.unsubscribe(h)
 		}
 	}
+	c.sweepDemands(now)
 }
 
 // evict ends the subscription that was unused for longest, to make room; false if all are in use.
@@ -160,4 +161,5 @@ func (c *Client) outOfReach() {
 			c.show(h, &snapshot.Host{Err: err})
 		}
 	}
+	c.demandsOutOfReach(err)
 }

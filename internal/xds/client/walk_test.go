@@ -19,7 +19,7 @@ import (
 // consistent, and once all is well the client must show and ask for exactly
 // what a plain walk through the server's resources finds.
 func TestWalk(t *testing.T) {
-	seeds := 40
+	seeds := 60
 	if testing.Short() {
 		seeds = 5
 	}
@@ -70,6 +70,9 @@ func walk(e *env, r *rand.Rand) {
 			e.set(m)
 		case clusters:
 			m := cdsOf(pick("c0", "c1", "c2", "c3"), pick("e0", "e1", "e2", "e3"))
+			if r.IntN(3) == 0 {
+				m = aggregateOf(m.Name, some("c")...)
+			}
 			if bad {
 				spoil(m, why)
 			}
@@ -131,13 +134,18 @@ func walk(e *env, r *rand.Rand) {
 	for i, h := range walkHosts {
 		e.client.Subscribe(h)
 		e.set(ldsOf(h, "r-"+pick("a", "b", "c", "d")), rdsOf("r-"+h[:1], "*", some("c")...))
-		e.set(cdsOf(fmt.Sprint("c", i), pick("e0", "e1", "e2", "e3")), edsOf(fmt.Sprint("e", i), 1+r.IntN(9)))
+		if c := fmt.Sprint("c", i); r.IntN(3) == 0 {
+			e.set(aggregateOf(c, some("c")...))
+		} else {
+			e.set(cdsOf(c, pick("e0", "e1", "e2", "e3")))
+		}
+		e.set(edsOf(fmt.Sprint("e", i), 1+r.IntN(9)))
 	}
 	// Server found again, refusals held back, absences that crossed.
 	time.Sleep(10 * time.Second)
-	names := [kinds]map[string]bool{{}, {}, {}, {}}
+	names, shown := [kinds]map[string]bool{{}, {}, {}, {}}, map[string]bool{}
 	for _, h := range walkHosts {
-		e.want(h, model(e.fake, h, &names))
+		e.want(h, model(e.fake, h, &names, shown))
 	}
 	for k := range kinds {
 		var want []string
@@ -149,13 +157,14 @@ func walk(e *env, r *rand.Rand) {
 			e.Errorf("asks for %v %v, want %v", k, got, want)
 		}
 	}
-	if s := e.snap(); len(s.Clusters) != len(names[clusters]) {
-		e.Errorf("%d clusters in the snapshot, want %v", len(s.Clusters), names[clusters])
+	if s := e.snap(); len(s.Clusters) != len(shown) {
+		e.Errorf("%d clusters in the snapshot, want %v", len(s.Clusters), shown)
 	}
 }
 
-// model follows a host through the server's resources, as env.show prints it, and notes their names.
-func model(f *fake, host string, names *[kinds]map[string]bool) string {
+// model follows a host through the server's resources, as env.show prints it, and
+// notes their names, and the clusters that a snapshot has.
+func model(f *fake, host string, names *[kinds]map[string]bool, shown map[string]bool) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := &listenerv3.Listener{}
@@ -176,12 +185,22 @@ func model(f *fake, host string, names *[kinds]map[string]bool) string {
 	var parts []string
 	for _, route := range rc.VirtualHosts[0].Routes {
 		name := route.Clusters.Clusters[0].Name
-		names[clusters][name] = true
+		shown[name] = true
+		if leaves, is := leavesOf(f, name, names); is {
+			for _, leaf := range leaves {
+				shown[leaf] = true
+			}
+			part := name + "=" + strings.Join(leaves, "+")
+			if leaves == nil {
+				part += "!"
+			}
+			parts = append(parts, part)
+			continue
+		}
 		_, c, err := plain.cluster(f.resources[clusters][name])
 		if err != nil {
 			panic(err)
 		}
-		names[endpoints][c.EndpointsName] = true
 		_, set, err := plain.endpoints(f.resources[endpoints][c.EndpointsName])
 		if err != nil {
 			panic(err)
@@ -194,4 +213,30 @@ func model(f *fake, host string, names *[kinds]map[string]bool) string {
 		parts = append(parts, name+"="+strings.Join(ports, ","))
 	}
 	return strings.Join(parts, " ")
+}
+
+// leavesOf lists what an aggregate is made of in the end, and notes all that has to be asked for.
+func leavesOf(f *fake, root string, names *[kinds]map[string]bool) (leaves []string, is bool) {
+	seen := map[string]bool{}
+	var visit func(name string)
+	visit = func(name string) {
+		if seen[name] {
+			return
+		}
+		seen[name], names[clusters][name] = true, true
+		_, c, err := plain.cluster(f.resources[clusters][name])
+		if err != nil {
+			panic(err)
+		}
+		if c.Underlying == nil {
+			names[endpoints][c.EndpointsName] = true
+			leaves = append(leaves, name)
+		}
+		for _, inner := range c.Underlying {
+			is = is || name == root
+			visit(inner)
+		}
+	}
+	visit(root)
+	return leaves, is
 }
