@@ -264,14 +264,14 @@ func TestLastGoodStays(t *testing.T) {
 	c.subscribe(rds, named("a"))
 	good := c.expect("RouteConfiguration: a").GetResources()[0].GetVersion()
 	settle(t, h, 1)
-	bad := set(t, virtualService(t, "a", "{hosts: [a], http: [{fault: {abort: {httpStatus: 500, percentage: {value: 1}}}, route: [{destination: {host: a}}]}]}"))
+	bad := set(t, virtualService(t, "a", "{hosts: [a], http: [{redirect: {uri: /x, redirectCode: 304}}]}"))
 	h.SetPolicy(bad)
 	c.subscribe(rds, named("a"))
 	if again := c.expect("RouteConfiguration: a").GetResources()[0].GetVersion(); again != good {
 		t.Errorf("version %s, before the bad policy %s", again, good)
 	}
 	problems := h.Status().Problems
-	if len(problems) != 1 || problems[0].Name != named("a") || !strings.Contains(problems[0].Error, "VirtualService default/a spec.http[0] fault") {
+	if len(problems) != 1 || problems[0].Name != named("a") || !strings.Contains(problems[0].Error, "VirtualService default/a spec.http[0].redirect redirectCode 304") {
 		t.Errorf("problems %+v", problems)
 	}
 	h.SetPolicy(set(t))

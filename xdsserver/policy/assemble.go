@@ -17,6 +17,7 @@ func (b *build) assemble() (*Set, []Problem) {
 	set := &Set{}
 	hosts := make(map[string]*Object)
 	all := byPrecedence(b.good)
+	delegates := b.delegates()
 	for _, o := range all {
 		switch spec := o.Spec.(type) {
 		case *networking.VirtualService:
@@ -24,6 +25,10 @@ func (b *build) assemble() (*Set, []Problem) {
 				notes.say(Notice, o, "spec.gateways", "is for gateways only and does not apply to the mesh")
 				continue
 			}
+			if isDelegate(spec) {
+				continue
+			}
+			spec = delegated(o, spec, delegates, func(field, why string) { notes.say(Warning, o, field, "%s", why) })
 			set.VirtualServices = append(set.VirtualServices, &VirtualService{o.Meta, spec})
 		case *networking.DestinationRule:
 			set.DestinationRules = append(set.DestinationRules, &DestinationRule{o.Meta, spec})
@@ -49,6 +54,7 @@ func (b *build) assemble() (*Set, []Problem) {
 			set.Services = append(set.Services, &Service{
 				Meta: o.Meta, Host: host, Ports: spec.Ports, Selector: spec.Selector,
 				Resolution: networking.ServiceEntry_STATIC, ExportTo: spec.ExportTo,
+				Accrual: spec.annotated.accrual, Default: spec.annotated.route,
 			})
 		}
 	}
@@ -155,13 +161,41 @@ func (b *build) relate(set *Set) {
 			}
 			winners[host] = append(winners[host], claim{o, vs})
 		}
-		for i, r := range vs.Spec.GetHttp() {
-			if !routeAppliesToMesh(r) {
-				continue
-			}
-			for j, d := range r.GetRoute() {
-				b.destination(set, o, destinationField(o, i, j), d.GetDestination())
-			}
+	}
+	used := make(map[Ref]bool)
+	for _, vs := range set.VirtualServices {
+		b.destinations(set, b.good[vs.Ref()], used)
+	}
+	for _, o := range byPrecedence(b.delegates()) {
+		b.destinations(set, o, nil)
+		if !used[o.Ref()] {
+			b.say(Warning, o, "spec.hosts", "has no effect: it has no hosts, and no VirtualService delegates to it")
+		}
+	}
+}
+
+// delegates are the VirtualServices without hosts.
+func (b *build) delegates() map[Ref]*Object {
+	out := make(map[Ref]*Object)
+	for ref, o := range b.good {
+		if spec, ok := o.Spec.(*networking.VirtualService); ok && isDelegate(spec) {
+			out[ref] = o
+		}
+	}
+	return out
+}
+
+// destinations warns of destinations of an object as it was read, and notes in used to which others it delegates.
+func (b *build) destinations(set *Set, o *Object, used map[Ref]bool) {
+	for i, r := range o.Spec.(*networking.VirtualService).GetHttp() {
+		if !routeAppliesToMesh(r) {
+			continue
+		}
+		for _, d := range destinationsOf(o, i, r) {
+			b.destination(set, o, d)
+		}
+		if r.GetDelegate() != nil {
+			used[delegateRef(o.Namespace, r.GetDelegate())] = true
 		}
 	}
 }
@@ -194,16 +228,16 @@ func visibleTogether(x, y *VirtualService) bool {
 }
 
 // destination warns of a destination that no service has.
-func (b *build) destination(set *Set, o *Object, field string, d *networking.Destination) {
+func (b *build) destination(set *Set, o *Object, d routeDestination) {
 	full := set.ResolveHost(d.GetHost(), o.Namespace)
 	svc := set.ServiceByHost(full)
 	if svc == nil {
-		b.say(Warning, o, field, "no Service or ServiceEntry has the host %s", full)
+		b.say(Warning, o, d.at(), "no Service or ServiceEntry has the host %s", full)
 		return
 	}
 	if n := d.GetPort().GetNumber(); n != 0 {
 		if _, ok := svc.PortNumber(n); !ok {
-			b.say(Warning, o, strings.TrimSuffix(field, "host")+"port", "%s has no port %d", full, n)
+			b.say(Warning, o, strings.TrimSuffix(d.at(), "host")+"port", "%s has no port %d", full, n)
 		}
 	}
 }

@@ -218,18 +218,18 @@ func (b *build) report(o *Object, faults []fault) {
 // faults checks an object against the set. It needs nothing but the object's spec.
 func faultsOf(set *Set, o *Object) []fault {
 	var out []fault
-	passThrough := func(field, host string) bool {
+	passThrough := func(field func() string, host string) bool {
 		svc := set.ServiceByHost(set.ResolveHost(host, o.Namespace))
 		if svc == nil || svc.Resolution != networking.ServiceEntry_NONE {
 			return false
 		}
-		out = append(out, fault{field: field, message: fmt.Sprintf(
+		out = append(out, fault{field: field(), message: fmt.Sprintf(
 			"%s is passed through without policy, because %s has resolution NONE: use STATIC with endpoints", host, svc.Ref())})
 		return true
 	}
 	switch spec := o.Spec.(type) {
 	case *networking.DestinationRule:
-		passThrough("spec.host", spec.GetHost())
+		passThrough(func() string { return "spec.host" }, spec.GetHost())
 	case *security.AuthorizationPolicy:
 		name := spec.GetProvider().GetName()
 		if spec.GetAction() == security.AuthorizationPolicy_CUSTOM && set.MeshConfig.Authorizer(name) == nil {
@@ -241,22 +241,21 @@ func faultsOf(set *Set, o *Object) []fault {
 			return nil
 		}
 		for i, h := range spec.GetHosts() {
-			passThrough(hostField(o, i), h)
+			passThrough(func() string { return hostField(o, i) }, h)
 		}
 		for i, r := range spec.GetHttp() {
 			if !routeAppliesToMesh(r) {
 				continue
 			}
-			for j, d := range r.GetRoute() {
-				host, subset := d.GetDestination().GetHost(), d.GetDestination().GetSubset()
-				at := destinationField(o, i, j)
-				if passThrough(at, host) || subset == "" || len(r.GetRoute()) > 1 && d.GetWeight() == 0 {
+			for _, d := range destinationsOf(o, i, r) {
+				host, subset := d.GetHost(), d.GetSubset()
+				if passThrough(d.at, host) || subset == "" || d.unused {
 					continue
 				}
 				full := set.ResolveHost(host, o.Namespace)
 				if !set.declares(full, subset) {
 					out = append(out, fault{
-						field: strings.TrimSuffix(at, ".host") + ".subset", host: full, subset: subset,
+						field: strings.TrimSuffix(d.at(), ".host") + ".subset", host: full, subset: subset,
 						message: fmt.Sprintf("no DestinationRule for %s declares subset %q", full, subset),
 					})
 				}
@@ -274,11 +273,44 @@ func hostField(o *Object, i int) string {
 	return fmt.Sprintf("spec.hosts[%d]", i)
 }
 
-func destinationField(o *Object, route, i int) string {
-	if o.Kind == "TrafficSplit" {
-		return fmt.Sprintf("spec.backends[%d].service", i)
+func routeField(i int) string { return fmt.Sprintf("spec.http[%d]", i) }
+
+// routeDestination is a destination of a route, or of a copy of its requests.
+type routeDestination struct {
+	*networking.Destination
+	unused bool // one of several, with weight 0
+
+	object *Object
+	route  int
+	field  string // in the route, with %d for place
+	place  int
+}
+
+// at is the path of the destination's host in the object that it was read from.
+func (d *routeDestination) at() string {
+	if d.object.Kind == "TrafficSplit" {
+		return fmt.Sprintf("spec.backends[%d].service", d.place)
 	}
-	return fmt.Sprintf("spec.http[%d].route[%d].destination.host", route, i)
+	field := d.field
+	if strings.Contains(field, "%d") {
+		field = fmt.Sprintf(field, d.place)
+	}
+	return routeField(d.route) + "." + field + ".host"
+}
+
+// destinationsOf are the places to which a route, given with its place in the list, sends requests or copies of them.
+func destinationsOf(o *Object, route int, r *networking.HTTPRoute) []routeDestination {
+	out := make([]routeDestination, 0, len(r.GetRoute())+len(r.GetMirrors())+1)
+	for i, d := range r.GetRoute() {
+		out = append(out, routeDestination{d.GetDestination(), len(r.GetRoute()) > 1 && d.GetWeight() == 0, o, route, "route[%d].destination", i})
+	}
+	if r.GetMirror() != nil {
+		out = append(out, routeDestination{r.GetMirror(), false, o, route, "mirror", 0})
+	}
+	for i, m := range r.GetMirrors() {
+		out = append(out, routeDestination{m.GetDestination(), false, o, route, "mirrors[%d].destination", i})
+	}
+	return out
 }
 
 // declares reports whether a rule of any namespace declares a subset of a host.

@@ -234,6 +234,7 @@ func (f *findings) meshConfig(m *mesh.MeshConfig) {
 	if n := m.GetPathNormalization().GetNormalization(); mesh.MeshConfig_ProxyPathNormalization_NormalizationType_name[int32(n)] == "" {
 		f.errorf(at+".pathNormalization.normalization", "%d is not a kind of normalization", n)
 	}
+	f.meshTraffic(at, m)
 	seen := make(map[string]bool)
 	for i, p := range m.GetExtensionProviders() {
 		in := fmt.Sprintf("%s.extensionProviders[%d]", at, i)

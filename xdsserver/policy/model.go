@@ -67,7 +67,15 @@ type Service struct {
 	// SubjectAltNames of a ServiceEntry are the identities of its endpoints, beside those
 	// of their service accounts.
 	SubjectAltNames []string
+	// Accrual is the breaker of each endpoint that Linkerd's annotations ask for; nil where there is none.
+	Accrual *FailureAccrual
+	// Default has the timeout and the retries by Linkerd's annotations, for requests that
+	// no VirtualService decides on; nil where they say nothing.
+	Default *networking.HTTPRoute
 }
+
+// PeakEWMA reports whether the annotations of a Service or DestinationRule ask for it.
+func (m *Meta) PeakEWMA() bool { return m.Annotations[BalancerAnnotation] == PeakEWMA }
 
 // Port is a port of a service.
 type Port struct {

@@ -342,6 +342,11 @@ func (d *decoder) check(meta Meta, spec proto.Message) {
 			found = append(found, finding)
 		}
 	}
+	d.add(found)
+}
+
+// add reports findings, each with its line.
+func (d *decoder) add(found []Finding) {
 	for _, finding := range found {
 		d.problems = append(d.problems, Problem{
 			At: Position{d.file, d.lineOf(finding.Field)}, Object: d.ref,

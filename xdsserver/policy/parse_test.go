@@ -128,7 +128,6 @@ spec:
         attempts: 3
 `, []string{
 			"f.yaml:2: VirtualService default/(no name): metadata.name: required",
-			"f.yaml:4: VirtualService default/(no name): spec.hosts: required: a VirtualService without hosts is for delegation, which the mesh does not enforce",
 			"f.yaml:6: VirtualService default/(no name): spec.http[0].route: required: a route needs a route, redirect or directResponse",
 		}},
 		{"metadata", `apiVersion: networking.istio.io/v1

@@ -11,6 +11,8 @@ type KubernetesService struct {
 	Ports    []Port
 	Selector map[string]string
 	ExportTo []string // annotation networking.istio.io/exportTo
+
+	annotated annotated
 }
 
 // exportToAnnotation limits the visibility of a Kubernetes Service
@@ -45,6 +47,9 @@ func (d *decoder) service(v *value, o *Object) {
 			out.ExportTo = append(out.ExportTo, strings.TrimSpace(ns))
 		}
 	}
+	var found findings
+	out.annotated = found.trafficAnnotations(&o.Meta)
+	d.add(found)
 	if !isLabel(o.Name) && o.Name != "" {
 		d.errorf(d.lineOf("metadata.name"), "metadata.name", "%q is not a valid name for a Service: it must be one DNS label", o.Name)
 	}

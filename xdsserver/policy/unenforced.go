@@ -5,13 +5,14 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	mesh "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
+
+	"github.com/sinew-mesh/sinew/routing"
 )
 
 // treatment says what the mesh does with a field of Istio's API.
@@ -32,21 +33,40 @@ var treatments = map[string]map[treatment]string{
 		refused:  "tls tcp",
 	},
 	"HTTPRoute": {
-		enforced: "name match route timeout retries",
-		refused:  "redirect directResponse delegate rewrite fault mirror mirrors mirrorPercent mirrorPercentage corsPolicy headers",
+		enforced: "name match route redirect directResponse delegate rewrite timeout retries fault mirror mirrors mirrorPercent mirrorPercentage corsPolicy headers",
 	},
+	"Delegate": {enforced: "name namespace"},
+	"HTTPRedirect": {
+		enforced: "uri authority port derivePort scheme prefixRewrite",
+		partly:   "redirectCode",
+	},
+	"HTTPDirectResponse":       {enforced: "status body"},
+	"HTTPBody":                 {enforced: "string bytes"},
+	"HTTPRewrite":              {enforced: "uri authority uriRegexRewrite"},
+	"RegexRewrite":             {enforced: "match rewrite"},
+	"HTTPFaultInjection":       {enforced: "delay abort"},
+	"HTTPFaultInjection.Delay": {enforced: "percent fixedDelay percentage", refused: "exponentialDelay"},
+	"HTTPFaultInjection.Abort": {enforced: "httpStatus grpcStatus percentage", refused: "http2Error"},
+	"Percent":                  {enforced: "value"},
+	"HTTPMirrorPolicy":         {enforced: "destination percentage"},
+	"CorsPolicy": {
+		enforced: "allowOrigin allowOrigins allowMethods allowHeaders exposeHeaders maxAge allowCredentials unmatchedPreflights",
+	},
+	"Headers":                  {enforced: "request response"},
+	"Headers.HeaderOperations": {enforced: "remove", partly: "set add"},
 	"HTTPMatchRequest": {
-		// A header that stands for a JWT claim is refused by Validate: Istio has it for gateways only.
+		// A header that stands for a JWT claim is matched with the token of the request
+		// that the client is serving: Validate checks its name.
 		enforced: "uri scheme method authority headers port sourceLabels gateways queryParams ignoreUriCase withoutHeaders sourceNamespace",
 		harmless: "name statPrefix",
 	},
 	"StringMatch":          {enforced: "exact prefix regex"},
-	"HTTPRouteDestination": {enforced: "destination weight", refused: "headers"},
+	"HTTPRouteDestination": {enforced: "destination weight headers"},
 	"Destination":          {enforced: "host subset port"},
 	"PortSelector":         {enforced: "number"},
 	"HTTPRetry": {
-		enforced: "attempts perTryTimeout retryIgnorePreviousHosts backoff",
-		partly:   "retryRemoteLocalities retryOn",
+		enforced: "attempts perTryTimeout retryIgnorePreviousHosts retryRemoteLocalities backoff",
+		partly:   "retryOn",
 	},
 	"DestinationRule": {
 		enforced: "host trafficPolicy subsets exportTo",
@@ -60,21 +80,38 @@ var treatments = map[string]map[treatment]string{
 	"TrafficPolicy.PortTrafficPolicy": {enforced: "port loadBalancer connectionPool outlierDetection tls"},
 	"TrafficPolicy.RetryBudget":       {enforced: "percent minRetryConcurrency", refused: "budgetInterval"},
 	"LoadBalancerSettings": {
-		partly:  "simple localityLbSetting zoneAwareLbSetting",
-		refused: "consistentHash warmupDurationSecs warmup",
+		enforced: "consistentHash localityLbSetting zoneAwareLbSetting",
+		partly:   "simple warmupDurationSecs warmup",
 	},
-	"ConnectionPoolSettings": {enforced: "tcp http"},
+	"LoadBalancerSettings.ConsistentHashLB": {
+		enforced: "httpHeaderName httpCookie useSourceIp httpQueryParameterName ringHash maglev minimumRingSize",
+	},
+	"LoadBalancerSettings.ConsistentHashLB.RingHash":             {enforced: "minimumRingSize"},
+	"LoadBalancerSettings.ConsistentHashLB.MagLev":               {enforced: "tableSize"},
+	"LoadBalancerSettings.ConsistentHashLB.HTTPCookie":           {enforced: "name path ttl attributes"},
+	"LoadBalancerSettings.ConsistentHashLB.HTTPCookie.Attribute": {enforced: "name value"},
+	"ZoneAwareLoadBalancerSetting":                               {enforced: "enabled failover failoverPriority minClusterSize"},
+	"ZoneAwareLoadBalancerSetting.Failover":                      {enforced: "from to"},
+	"LocalityLoadBalancerSetting":                                {enforced: "distribute failover failoverPriority enabled"},
+	"LocalityLoadBalancerSetting.Distribute":                     {enforced: "from to"},
+	"LocalityLoadBalancerSetting.Failover":                       {enforced: "from to"},
+	"ConnectionPoolSettings":                                     {enforced: "tcp http"},
 	"ConnectionPoolSettings.TCPSettings": {
-		enforced: "maxConnections connectTimeout idleTimeout",
-		refused:  "tcpKeepalive maxConnectionDuration",
+		enforced: "maxConnections connectTimeout idleTimeout tcpKeepalive",
+		// net/http does not say how old a connection is that it uses again.
+		refused: "maxConnectionDuration",
 	},
+	"ConnectionPoolSettings.TCPSettings.TcpKeepalive": {enforced: "probes time interval"},
 	"ConnectionPoolSettings.HTTPSettings": {
-		enforced: "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries idleTimeout h2UpgradePolicy",
-		refused:  "useClientProtocol maxConcurrentStreams http2KeepAlive",
+		enforced: "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries idleTimeout h2UpgradePolicy " +
+			"useClientProtocol maxConcurrentStreams http2KeepAlive",
 	},
+	"ConnectionPoolSettings.HTTPSettings.ConnectionKeepalive": {enforced: "interval timeout"},
 	"OutlierDetection": {
-		enforced: "consecutive5xxErrors consecutiveGatewayErrors interval baseEjectionTime maxEjectionPercent minHealthPercent",
-		refused:  "consecutiveErrors splitExternalLocalOriginErrors consecutiveLocalOriginFailures outlierDetectionHttpErrorCodes",
+		enforced: "consecutive5xxErrors consecutiveGatewayErrors interval baseEjectionTime maxEjectionPercent minHealthPercent " +
+			"splitExternalLocalOriginErrors consecutiveLocalOriginFailures",
+		// Istio does not read the first at all; nothing here counts by the second.
+		refused: "consecutiveErrors outlierDetectionHttpErrorCodes",
 	},
 	"ClientTLSSettings": {
 		enforced: "mode",
@@ -123,18 +160,19 @@ var treatments = map[string]map[treatment]string{
 	"JWTHeader":     {enforced: "prefix", partly: "name"},
 	"ClaimToHeader": {enforced: "header claim"},
 	"MeshConfig": {
-		enforced: "trustDomain trustDomainAliases extensionProviders meshMTLS pathNormalization defaultConfig",
-		partly: "connectTimeout outboundTrafficPolicy inboundTrafficPolicy enableAutoMtls rootNamespace h2UpgradePolicy " +
-			"localityLbSetting zoneAwareLbSetting verifyCertificateAtClient " +
+		enforced: "trustDomain trustDomainAliases extensionProviders meshMTLS pathNormalization defaultConfig " +
+			"connectTimeout tcpKeepalive dnsRefreshRate h2UpgradePolicy localityLbSetting zoneAwareLbSetting defaultHttpRetryPolicy defaultTrafficPolicy",
+		partly: "outboundTrafficPolicy inboundTrafficPolicy enableAutoMtls rootNamespace verifyCertificateAtClient " +
 			"defaultServiceExportTo defaultVirtualServiceExportTo defaultDestinationRuleExportTo",
 		// What concerns proxies, gateways, telemetry and names of statistics.
 		harmless: "proxyListenPort proxyInboundListenPort proxyHttpPort hboneIdleTimeout protocolDetectionTimeout " +
-			"ingressClass ingressService ingressControllerMode ingressSelector dnsRefreshRate " +
+			"ingressClass ingressService ingressControllerMode ingressSelector " +
 			"enableTracing accessLogFile accessLogFormat accessLogEncoding enableEnvoyAccessLogService disableEnvoyListenerLog " +
 			"inboundClusterStatName outboundClusterStatName enablePrometheusMerge defaultProviders",
-		refused: "tcpKeepalive configSources caCertificates certificates ca serviceSettings serviceScopeConfigs discoverySelectors " +
-			"defaultHttpRetryPolicy tlsDefaults defaultTrafficPolicy serviceEntryVisibility",
+		refused: "configSources caCertificates certificates ca serviceSettings serviceScopeConfigs discoverySelectors " +
+			"tlsDefaults serviceEntryVisibility",
 	},
+	"MeshConfig.DefaultTrafficPolicy":   {enforced: "connectionPool outlierDetection"},
 	"MeshConfig.TLSConfig":              {enforced: "minProtocolVersion", refused: "ecdhCurves cipherSuites"},
 	"MeshConfig.ProxyPathNormalization": {enforced: "normalization"},
 	"MeshConfig.ExtensionProvider": {
@@ -174,11 +212,13 @@ var treatments = map[string]map[treatment]string{
 // partial decides on fields that are enforced for some values only: it returns what is
 // wrong with a value, or "".
 var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) string{
-	"HTTPRetry.retryRemoteLocalities":         refuseTrue,
 	"HTTPRetry.retryOn":                       refuseHTTP3,
 	"LoadBalancerSettings.simple":             refusePassthrough,
-	"LoadBalancerSettings.localityLbSetting":  refuseEnabled,
-	"LoadBalancerSettings.zoneAwareLbSetting": refuseEnabled,
+	"HTTPRedirect.redirectCode":               refuseOtherCodes,
+	"Headers.HeaderOperations.set":            refuseCommands,
+	"Headers.HeaderOperations.add":            refuseCommands,
+	"LoadBalancerSettings.warmup":             refuseNoWarmup,
+	"LoadBalancerSettings.warmupDurationSecs": refuseNoWarmup,
 	"ClientTLSSettings.clientCertificate":     refuseUnlessMutual,
 	"ClientTLSSettings.privateKey":            refuseUnlessMutual,
 	"ClientTLSSettings.caCertificates":        refuseUnlessFiles,
@@ -194,14 +234,10 @@ var partial = map[string]func(m protoreflect.Message, v protoreflect.Value) stri
 	"JWTRule.outputPayloadToHeader":           refuseNoHeader,
 	"JWTHeader.name":                          refuseNoHeader,
 
-	"MeshConfig.connectTimeout":                 refuseOtherTimeout,
 	"MeshConfig.outboundTrafficPolicy":          refuseOtherOutbound,
 	"MeshConfig.inboundTrafficPolicy":           refuseOtherInbound,
 	"MeshConfig.enableAutoMtls":                 refuseFalse,
 	"MeshConfig.rootNamespace":                  refuseOtherRoot,
-	"MeshConfig.h2UpgradePolicy":                refuseUpgrade,
-	"MeshConfig.localityLbSetting":              refuseEnabled,
-	"MeshConfig.zoneAwareLbSetting":             refuseEnabled,
 	"MeshConfig.verifyCertificateAtClient":      refuseFalse,
 	"MeshConfig.defaultServiceExportTo":         refuseHidden,
 	"MeshConfig.defaultVirtualServiceExportTo":  refuseHidden,
@@ -223,14 +259,6 @@ func refuseFalse(_ protoreflect.Message, v protoreflect.Value) string {
 		return "false " + notEnforced
 	}
 	return ""
-}
-
-// refuseOtherTimeout accepts what a connection may take where nothing is said.
-func refuseOtherTimeout(m protoreflect.Message, _ protoreflect.Value) string {
-	if m.Interface().(*mesh.MeshConfig).GetConnectTimeout().AsDuration() == 10*time.Second {
-		return ""
-	}
-	return "another value than the default, 10s, " + notEnforced + ": use connectionPool.tcp.connectTimeout of a DestinationRule"
 }
 
 func refuseOtherOutbound(m protoreflect.Message, _ protoreflect.Value) string {
@@ -255,13 +283,6 @@ func refuseOtherRoot(_ protoreflect.Message, v protoreflect.Value) string {
 	return "the mesh's root namespace is " + RootNamespace
 }
 
-func refuseUpgrade(_ protoreflect.Message, v protoreflect.Value) string {
-	if mesh.MeshConfig_H2UpgradePolicy(v.Enum()) == mesh.MeshConfig_DO_NOT_UPGRADE {
-		return ""
-	}
-	return notEnforced + ": use h2UpgradePolicy of a DestinationRule"
-}
-
 func refuseHidden(_ protoreflect.Message, v protoreflect.Value) string {
 	if list := v.List(); list.Len() == 1 && list.Get(0).String() == "*" {
 		return ""
@@ -276,24 +297,52 @@ func refuseHTTP3(_ protoreflect.Message, v protoreflect.Value) string {
 	return ""
 }
 
+// refusePassthrough: the address that the caller dialled, to which PASSTHROUGH sends, is
+// in the caller's own process none but that of the host.
 func refusePassthrough(_ protoreflect.Message, v protoreflect.Value) string {
 	if networking.LoadBalancerSettings_SimpleLB(v.Enum()) == networking.LoadBalancerSettings_PASSTHROUGH {
-		return "PASSTHROUGH " + notEnforced
+		return "PASSTHROUGH " + notEnforced + ": a library's caller dials no address of its own that could be kept"
 	}
 	return ""
 }
 
-// refuseEnabled accepts a block that says "enabled: false" and nothing else.
-func refuseEnabled(_ protoreflect.Message, v protoreflect.Value) string {
-	off := false
-	v.Message().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		off = fd.Name() == "enabled" && refuseTrue(nil, v) == ""
-		return off
-	})
-	if off {
+// refuseNoWarmup: Istio leaves it out without a word where the algorithm has no weights that could rise.
+func refuseNoWarmup(m protoreflect.Message, _ protoreflect.Value) string {
+	lb := m.Interface().(*networking.LoadBalancerSettings)
+	if !m.Has(m.Descriptor().Fields().ByJSONName("warmup")) && lb.GetWarmupDurationSecs() == nil {
 		return ""
 	}
-	return notEnforced
+	switch {
+	case lb.GetConsistentHash() != nil:
+		return "with consistentHash " + notEnforced
+	case lb.GetSimple() == networking.LoadBalancerSettings_RANDOM, lb.GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH:
+		return "with " + lb.GetSimple().String() + " " + notEnforced + ": it is for ROUND_ROBIN and LEAST_REQUEST"
+	}
+	return ""
+}
+
+// refuseOtherCodes: Istio makes a route without any action of them.
+func refuseOtherCodes(_ protoreflect.Message, v protoreflect.Value) string {
+	if code := v.Uint(); code == 0 || slices.Contains([]uint64{301, 302, 303, 307, 308}, code) {
+		return ""
+	}
+	return fmt.Sprintf("%d %s: use 301, 302, 303, 307 or 308", v.Uint(), notEnforced)
+}
+
+// refuseCommands refuses values of headers with a command that only a proxy knows the answer to.
+func refuseCommands(_ protoreflect.Message, v protoreflect.Value) string {
+	var why string
+	names := make(map[string]string)
+	v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+		names[k.String()] = v.String()
+		return true
+	})
+	for _, name := range sortedKeys(names) {
+		if _, err := routing.ParseFormat(names[name]); err != nil && why == "" {
+			why = fmt.Sprintf("the mesh does not take the value of %s: %v", name, err)
+		}
+	}
+	return why
 }
 
 // These refuse what has no effect in the mode that is given.
@@ -328,28 +377,27 @@ func refuseUnverified(_ protoreflect.Message, v protoreflect.Value) string {
 
 func refuseDNS(m protoreflect.Message, v protoreflect.Value) string {
 	se := m.Interface().(*networking.ServiceEntry)
-	switch networking.ServiceEntry_Resolution(v.Enum()) {
-	case networking.ServiceEntry_STATIC:
+	switch r := networking.ServiceEntry_Resolution(v.Enum()); r {
+	case networking.ServiceEntry_STATIC, networking.ServiceEntry_DNS, networking.ServiceEntry_DNS_ROUND_ROBIN:
 		return ""
 	case networking.ServiceEntry_NONE:
 		if se.Location == networking.ServiceEntry_MESH_EXTERNAL {
 			return "" // the client passes the request through to the host
 		}
-		return "NONE is for hosts outside the mesh: use STATIC, or location MESH_EXTERNAL"
+		return "NONE is for hosts outside the mesh, to which the mesh passes requests as they are: use STATIC or DNS, or location MESH_EXTERNAL"
+	default:
+		return r.String() + " " + notEnforced + ": use STATIC or DNS"
 	}
-	return networking.ServiceEntry_Resolution(v.Enum()).String() + " " + notEnforced + ": use STATIC with endpoints"
 }
 
 func refuseNames(_ protoreflect.Message, v protoreflect.Value) string {
 	switch addr := v.String(); {
-	case isIP(addr):
-		return ""
 	case addr == "":
 		return "a workload behind a network's gateway " + notEnforced
 	case strings.HasPrefix(addr, "unix:"):
 		return "a unix socket " + notEnforced
 	}
-	return "a host name as the address of a workload " + notEnforced + ": give an IP address"
+	return ""
 }
 
 // refuseProxyKeys refuses conditions on what only a proxy's filters know.
@@ -432,9 +480,6 @@ func messageName(md protoreflect.MessageDescriptor) string {
 func Unenforced(_ Meta, spec proto.Message) []Finding {
 	var f findings
 	if vs, ok := spec.(*networking.VirtualService); ok {
-		if len(vs.Hosts) == 0 {
-			f.errorf("spec.hosts", "required: a VirtualService without hosts is for delegation, which the mesh does not enforce")
-		}
 		if !appliesToMesh(vs) {
 			return f
 		}
@@ -508,7 +553,6 @@ func (f *findings) unenforcedIn(at string, fd protoreflect.FieldDescriptor, v pr
 			}
 		}
 	case composite(fd):
-		// Of a block that says "enabled: false" there is nothing more to look at.
 		if treat(fd) != partly {
 			f.unenforced(at, v.Message())
 		}

@@ -66,6 +66,10 @@ func Validate(meta Meta, spec proto.Message) []Finding {
 	case *mesh.MeshConfig:
 		f.meshConfig(spec)
 	}
+	switch spec.(type) {
+	case *networking.DestinationRule, *networking.ServiceEntry:
+		f.balancerAnnotation(&meta)
+	}
 	f.dryRun(meta, spec)
 	return f
 }

@@ -31,6 +31,9 @@ func (f *findings) destinationRule(meta Meta, dr *networking.DestinationRule) {
 		f.labels(in+".labels", s.GetLabels())
 		f.trafficPolicy(in+".trafficPolicy", meta.Namespace, s.GetTrafficPolicy())
 	}
+	if lb := dr.TrafficPolicy.GetLoadBalancer(); meta.PeakEWMA() && lb.GetLbPolicy() != nil && lb.GetSimple() != networking.LoadBalancerSettings_UNSPECIFIED || meta.PeakEWMA() && lb.GetConsistentHash() != nil {
+		f.errorf("metadata.annotations["+BalancerAnnotation+"]", "can not be set together with spec.trafficPolicy.loadBalancer, which names another")
+	}
 	f.exportTo("spec.exportTo", meta.Namespace, dr.ExportTo, false)
 	if sel := dr.WorkloadSelector; sel != nil {
 		if len(dr.ExportTo) > 0 && !(len(dr.ExportTo) == 1 && (dr.ExportTo[0] == "." || dr.ExportTo[0] == meta.Namespace)) {
@@ -186,6 +189,10 @@ func (f *findings) loadBalancer(in string, lb *networking.LoadBalancerSettings, 
 		}
 	}
 	f.locality(in+".localityLbSetting", lb.LocalityLbSetting, outlier)
+	f.zoneAware(in+".zoneAwareLbSetting", lb.ZoneAwareLbSetting)
+	if z, l := lb.ZoneAwareLbSetting, lb.LocalityLbSetting; z != nil && l != nil && z.GetEnabled().GetValue() && l.GetEnabled().GetValue() {
+		f.errorf(in+".zoneAwareLbSetting", "can not be enabled together with localityLbSetting")
+	}
 	if w := lb.Warmup; w != nil {
 		if w.Duration == nil {
 			f.errorf(in+".warmup.duration", "required")
@@ -250,13 +257,28 @@ func (f *findings) locality(in string, s *networking.LocalityLoadBalancerSetting
 		f.warnf(in, "failover needs outlierDetection to take effect")
 	}
 	for i, o := range s.Failover {
-		at := fmt.Sprintf("%s.failover[%d]", in, i)
-		switch {
-		case o.GetFrom() == o.GetTo():
-			f.errorf(at, "from and to are the same region")
-		case strings.ContainsAny(o.GetFrom()+o.GetTo(), "/*"):
-			f.errorf(at, "from and to must be regions, without zone or wildcard")
+		f.failover(fmt.Sprintf("%s.failover[%d]", in, i), o.GetFrom(), o.GetTo())
+	}
+}
+
+func (f *findings) zoneAware(in string, s *networking.ZoneAwareLoadBalancerSetting) {
+	for i, p := range s.GetFailoverPriority() {
+		switch p {
+		case "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone":
+			f.errorf(fmt.Sprintf("%s.failoverPriority[%d]", in, i), "%q counts in any case and can not be set here", p)
 		}
+	}
+	for i, o := range s.GetFailover() {
+		f.failover(fmt.Sprintf("%s.failover[%d]", in, i), o.GetFrom(), o.GetTo())
+	}
+}
+
+func (f *findings) failover(at, from, to string) {
+	switch {
+	case from == to:
+		f.errorf(at, "from and to are the same region")
+	case strings.ContainsAny(from+to, "/*"):
+		f.errorf(at, "from and to must be regions, without zone or wildcard")
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/sinew-mesh/sinew/routing"
 )
 
 var headerValuePattern = regexp.MustCompile("^[^\u0000-\u0008\u000A-\u001F\u007F]*$")
@@ -237,6 +239,11 @@ func (f *findings) rewrite(in string, r *networking.HTTPRoute) {
 			f.errorf(at+".uriRegexRewrite", "needs both match and rewrite")
 		} else {
 			f.regex(at+".uriRegexRewrite.match", re.Match)
+			if _, err := regexp.Compile(re.Match); err == nil {
+				if _, err := routing.NewRegexRewrite(re.Match, re.Rewrite); err != nil {
+					f.errorf(at+".uriRegexRewrite.rewrite", "%v", err)
+				}
+			}
 		}
 	}
 }

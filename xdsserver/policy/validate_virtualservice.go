@@ -32,15 +32,6 @@ func (f *findings) virtualService(meta Meta, vs *networking.VirtualService) {
 	}
 	f.gatewayNames("spec.gateways", vs.Gateways)
 	toGateway := len(vs.Gateways) > 0 && !slices.Contains(vs.Gateways, MeshGateway)
-	if !toGateway {
-		for i, r := range vs.Http {
-			for j, m := range r.GetMatch() {
-				in := fmt.Sprintf("spec.http[%d].match[%d]", i, j)
-				f.noClaims(in+".headers", m.GetHeaders())
-				f.noClaims(in+".withoutHeaders", m.GetWithoutHeaders())
-			}
-		}
-	}
 	f.virtualHosts(vs, toGateway)
 	if len(vs.Http)+len(vs.Tcp)+len(vs.Tls) == 0 {
 		f.errorf("spec.http", "required: a VirtualService needs an http, tcp or tls route")
@@ -69,18 +60,30 @@ func (f *findings) virtualService(meta Meta, vs *networking.VirtualService) {
 	f.unreachable(vs)
 }
 
-// noClaims refuses matches on JWT claims, which Istio knows at gateways only.
-func (f *findings) noClaims(field string, headers map[string]*networking.StringMatch) {
-	for _, k := range sortedKeys(headers) {
-		if isClaim(k) {
-			f.errorf(field+"["+k+"]", "a match on JWT claims is for gateways only")
-		}
-	}
-}
+// claims begins the name of a header in a match that stands for a claim of the token.
+const claims = "@request.auth.claims"
 
-// isClaim reports whether a header name stands for a claim of the request's token.
-func isClaim(name string) bool {
-	return strings.HasPrefix(strings.ToLower(name), "@request.auth.claims")
+// isClaim reports whether a header name is meant for a claim of the request's token.
+func isClaim(name string) bool { return strings.HasPrefix(strings.ToLower(name), claims) }
+
+// ClaimPath reads the name of a header in a match that stands for a claim of the
+// verified token of the request which the client is serving while it calls:
+// "@request.auth.claims.a.b" or "@request.auth.claims[a][b]", where the second takes
+// names with dots in them. Istio has such matches for gateways only; here every
+// program has its own token to match by.
+// https://istio.io/latest/docs/tasks/security/authentication/jwt-route/
+func ClaimPath(name string) ([]string, bool) {
+	if !isClaim(name) {
+		return nil, false
+	}
+	var path []string
+	rest := name[len(claims):]
+	if inner, ok := strings.CutPrefix(rest, "."); ok {
+		path = strings.Split(inner, ".")
+	} else if len(rest) > 2 && rest[0] == '[' && rest[len(rest)-1] == ']' {
+		path = strings.Split(rest[1:len(rest)-1], "][")
+	}
+	return path, len(path) > 0 && !slices.Contains(path, "")
 }
 
 func (f *findings) virtualHosts(vs *networking.VirtualService, toGateway bool) {
@@ -271,7 +274,11 @@ func (f *findings) headerName(field, name string) {
 	switch {
 	case name == "":
 		f.errorf(field, "a header needs a name")
-	case isClaim(name), slices.Contains([]string{":method", ":scheme", ":authority", ":path", ":status"}, name):
+	case isClaim(name):
+		if _, ok := ClaimPath(name); !ok {
+			f.errorf(field, "%q names no claim: write %s.name or %s[name]", name, claims, claims)
+		}
+	case slices.Contains([]string{":method", ":scheme", ":authority", ":path", ":status"}, name):
 	case !headerNamePattern.MatchString(name):
 		f.errorf(field, "%q is not the name of a header", name)
 	}

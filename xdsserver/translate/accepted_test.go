@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -38,8 +39,48 @@ http:
   timeout: 3s
   retries: {attempts: 3, perTryTimeout: 1s, retryOn: "5xx,gateway-error,reset,connect-failure,refused-stream,retriable-4xx,503", backoff: 0.1s}
   route: [{destination: {host: reviews, subset: v1}, weight: 1}, {destination: {host: reviews, subset: v2}, weight: 2}]
+- match: [{uri: {prefix: /redirect}}]
+  redirect: {uri: /x, authority: a.b, port: 8080, scheme: https, redirectCode: 308}
+- match: [{uri: {prefix: /here}}]
+  directResponse: {status: 200, body: {bytes: AAE=}}
+  headers: {response: {set: {x: "%PROTOCOL%"}}}
+- match: [{uri: {prefix: /all}, headers: {"@request.auth.claims.a": {exact: b}}}]
+  rewrite: {uri: /v1, authority: other}
+  headers: {request: {set: {a: "%REQ(b)%"}, add: {c: d}, remove: [e]}}
+  fault: {delay: {fixedDelay: 1s, percentage: {value: 1}}, abort: {grpcStatus: ABORTED, percentage: {value: 2}}}
+  corsPolicy: {allowOrigins: [{exact: a}, {prefix: b}, {regex: c}], allowMethods: [GET], maxAge: 1s, allowCredentials: true}
+  mirrors: [{destination: {host: ratings, port: {number: 9080}}, percentage: {value: 3}}]
+  retries: {attempts: 1, retryRemoteLocalities: true}
+  route: [{destination: {host: many}, weight: 1, headers: {request: {set: {host: h}}}}, {destination: {host: maglev}, weight: 2}, {destination: {host: gone}, weight: 2}]
+- match: [{uri: {prefix: /regex}}]
+  rewrite: {uriRegexRewrite: {match: "(a)", rewrite: '\\1'}}
+  route: [{destination: {host: many}}]
 - retries: {attempts: 0}
   route: [{destination: {host: ratings, port: {number: 9090}}}]
+`))
+	many := service("default", "many", http(80))
+	many.Accrual = &policy.FailureAccrual{SuccessRate: 0.5, Window: time.Second, MinRequests: 1, MinPenalty: time.Second, MaxPenalty: time.Minute, Jitter: 1}
+	many.Annotations = map[string]string{policy.BalancerAnnotation: policy.PeakEWMA}
+	set.Services = append(set.Services, many, service("default", "maglev", http(80)))
+	set.Workloads = append(set.Workloads, workload("default", "many", "v1", "10.1.0.1"), workload("default", "many", "v1", "10.1.0.2"))
+	set.Workloads[len(set.Workloads)-1].Locality = "r2/z"
+	set.DestinationRules = append(set.DestinationRules, destinationRule(t, "default", "many", `
+host: many
+trafficPolicy:
+  loadBalancer:
+    warmup: {duration: 10s, aggression: 2}
+    localityLbSetting: {failoverPriority: [rack, "topology.kubernetes.io/region"]}
+  connectionPool:
+    tcp: {tcpKeepalive: {probes: 1, time: 2s, interval: 3s}}
+    http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 5, http2KeepAlive: {interval: 1s, timeout: 1s}}
+  outlierDetection: {splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 2}
+`), destinationRule(t, "default", "maglev", `
+host: maglev
+trafficPolicy:
+  loadBalancer:
+    consistentHash: {httpCookie: {name: c, ttl: 1s, attributes: [{name: Secure}]}, maglev: {tableSize: 101}}
+    localityLbSetting: {distribute: [{from: "*", to: {"r/*": 100}}]}
+  connectionPool: {http: {useClientProtocol: true}}
 `))
 	set.DestinationRules = append(set.DestinationRules, destinationRule(t, "default", "ratings", `
 host: ratings
@@ -62,6 +103,8 @@ var everyName = []struct{ typeURL, name string }{
 	{RouteType, "outbound|9080||" + reviews}, {RouteType, "outbound|80||ratings.default.svc.cluster.local"}, {RouteType, "outbound|80||api.example.com"},
 	{ClusterType, "outbound|9080||" + reviews}, {ClusterType, "outbound|9080|v1|" + reviews}, {ClusterType, "outbound|80||ratings.default.svc.cluster.local"},
 	{ClusterType, "outbound|9090||ratings.default.svc.cluster.local"}, {ClusterType, "outbound|80||api.example.com"},
+	{ClusterType, "outbound|80||many.default.svc.cluster.local"}, {ClusterType, "outbound|80||maglev.default.svc.cluster.local"}, {EndpointType, "outbound|80||many.default.svc.cluster.local|labels"},
+	{EndpointType, "outbound|80||maglev.default.svc.cluster.local"}, {EndpointType, "outbound|80||many.default.svc.cluster.local"},
 	{EndpointType, "outbound|9080||" + reviews}, {EndpointType, "outbound|9080|v1|" + reviews}, {EndpointType, "outbound|80||ratings.default.svc.cluster.local"}, {EndpointType, "outbound|80||api.example.com"},
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
@@ -25,6 +26,11 @@ type Changes struct {
 	wildcards []string
 	// virtual and rules are the hosts of VirtualServices and DestinationRules, as objects spell them.
 	virtual, rules []string
+	// hashed are the hosts of DestinationRules that choose endpoints by a hash of the
+	// request, which is said in the routes to them; sending are the hosts whose routes go there.
+	hashed, sending []string
+	// routes: all may differ.
+	routes bool
 	// servers: what says who may call whom, or which services a workload has, may
 	// differ, so that every server-side listener may. Where only workloads came, went
 	// or changed, servedAt has their addresses.
@@ -56,11 +62,20 @@ func Diff(old, new *View) *Changes {
 		func(a, b *policy.DestinationRule) bool {
 			return sameMeta(&a.Meta, &b.Meta) && proto.Equal(a.Spec, b.Spec)
 		},
-		func(dr, _ *policy.DestinationRule) {
-			c.rules = append(c.rules, policy.FQDN(dr.Spec.GetHost(), dr.Namespace))
+		func(dr, other *policy.DestinationRule) {
+			host := policy.FQDN(dr.Spec.GetHost(), dr.Namespace)
+			c.rules = append(c.rules, host)
+			if hashes(dr) || other != nil && hashes(other) {
+				c.hashed = append(c.hashed, host)
+			}
 		})
 	if !sameOrder(old.set.DestinationRules, new.set.DestinationRules, func(a *policy.DestinationRule) string { return key(&a.Meta) }) {
 		c.rules = append(c.rules, "*")
+		c.routes = c.routes || slices.ContainsFunc(new.set.DestinationRules, hashes)
+	}
+	if len(c.hashed) > 0 {
+		c.send(old.set)
+		c.send(new.set)
 	}
 	diff(old.set.Services, new.set.Services, func(s *policy.Service) string { return s.Host + "/" + s.Namespace }, sameService,
 		func(s, other *policy.Service) {
@@ -93,6 +108,37 @@ func Diff(old, new *View) *Changes {
 	return c
 }
 
+// hashes reports whether a rule chooses endpoints by a hash anywhere.
+func hashes(dr *policy.DestinationRule) bool {
+	policies := []*networking.TrafficPolicy{dr.Spec.GetTrafficPolicy()}
+	for _, s := range dr.Spec.GetSubsets() {
+		policies = append(policies, s.GetTrafficPolicy())
+	}
+	return slices.ContainsFunc(policies, func(tp *networking.TrafficPolicy) bool {
+		return tp.GetLoadBalancer().GetConsistentHash() != nil ||
+			slices.ContainsFunc(tp.GetPortLevelSettings(), func(p *networking.TrafficPolicy_PortTrafficPolicy) bool {
+				return p.GetLoadBalancer().GetConsistentHash() != nil
+			})
+	})
+}
+
+// send adds the hosts whose routes go to one of those that are hashed.
+func (c *Changes) send(set *policy.Set) {
+	for _, vs := range set.VirtualServices {
+		goes := slices.ContainsFunc(vs.Spec.GetHttp(), func(r *networking.HTTPRoute) bool {
+			return slices.ContainsFunc(r.GetRoute(), func(d *networking.HTTPRouteDestination) bool {
+				return anyCovers(c.hashed, set.ResolveHost(d.GetDestination().GetHost(), vs.Namespace))
+			})
+		})
+		if !goes {
+			continue
+		}
+		for _, h := range vs.Spec.GetHosts() {
+			c.sending = append(c.sending, policy.FQDN(h, vs.Namespace))
+		}
+	}
+}
+
 func (c *Changes) host(h string) {
 	if strings.HasPrefix(h, "*") {
 		c.wildcards = append(c.wildcards, h)
@@ -116,7 +162,7 @@ func (c *Changes) Affects(typeURL, name string) bool {
 	switch typeURL {
 	case RouteType:
 		// Destinations take their port from the services they name.
-		return c.names || anyCovers(c.virtual, n.Host)
+		return c.names || c.routes || anyCovers(c.virtual, n.Host) || anyCovers(c.hashed, n.Host) || anyCovers(c.sending, n.Host)
 	case ClusterType, EndpointType:
 		return c.names || c.sockets || c.hosts[n.Host] || anyCovers(c.wildcards, n.Host) || anyCovers(c.rules, n.Host)
 	}
@@ -125,7 +171,7 @@ func (c *Changes) Affects(typeURL, name string) bool {
 
 // Empty reports that nothing differs.
 func (c *Changes) Empty() bool {
-	return !c.names && len(c.hosts) == 0 && len(c.virtual) == 0 && len(c.rules) == 0 &&
+	return !c.names && !c.routes && len(c.hosts) == 0 && len(c.virtual) == 0 && len(c.rules) == 0 &&
 		!c.servers && len(c.servedAt) == 0 && !c.sockets
 }
 
@@ -135,8 +181,9 @@ func (c *Changes) access(old, new *policy.Set) {
 		c.servers, c.sockets = true, true
 	}
 	if !sameMesh(old.MeshConfig, new.MeshConfig) {
-		// The trust domain is part of every identity.
+		// The trust domain is part of every identity, and clusters have the mesh's defaults.
 		c.servers, c.sockets = true, true
+		c.routes = !proto.Equal(old.MeshConfig.DefaultRetries(), new.MeshConfig.DefaultRetries())
 	}
 	if differ(old.AuthorizationPolicies, new.AuthorizationPolicies, func(p *policy.AuthorizationPolicy) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
 		differ(old.EnvoyFilters, new.EnvoyFilters, func(p *policy.EnvoyFilter) (*policy.Meta, proto.Message) { return &p.Meta, p.Spec }) ||
@@ -255,12 +302,13 @@ func sameMeta(a, b *policy.Meta) bool {
 func sameShape(a, b *policy.Service) bool {
 	return a.Host == b.Host && a.Namespace == b.Namespace && slices.Equal(a.Ports, b.Ports) &&
 		a.External == b.External && a.Resolution == b.Resolution && slices.Equal(a.ExportTo, b.ExportTo) &&
-		slices.Equal(a.SubjectAltNames, b.SubjectAltNames)
+		slices.Equal(a.SubjectAltNames, b.SubjectAltNames) && proto.Equal(a.Default, b.Default)
 }
 
 func sameService(a, b *policy.Service) bool {
 	if !sameShape(a, b) || a.Kind != b.Kind || a.Name != b.Name || (a.Selector == nil) != (b.Selector == nil) ||
-		!maps.Equal(a.Selector, b.Selector) || len(a.Static) != len(b.Static) {
+		!maps.Equal(a.Selector, b.Selector) || len(a.Static) != len(b.Static) ||
+		a.PeakEWMA() != b.PeakEWMA() || !reflect.DeepEqual(a.Accrual, b.Accrual) {
 		return false
 	}
 	for i := range a.Static {

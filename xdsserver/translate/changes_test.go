@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -17,6 +18,7 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 	clients := []*Client{client(Sinew), client(GRPC)}
 	clients[1].Namespace = "other"
 	clients[1].class = clients[1].buildClass()
+	clients[0].Locality = locality("r1/z1/s1")
 	type key struct{ typeURL, name string }
 	var keys []key
 	for _, host := range []string{"a", "b", "c", "a.default", "a.other", "x.wild.com", "ext.com", "shop.internal"} {
@@ -24,10 +26,10 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 	}
 	for _, host := range []string{"a.default.svc.cluster.local", "b.default.svc.cluster.local", "c.other.svc.cluster.local", "x.wild.com", "ext.com", "shop.internal"} {
 		for _, port := range []uint32{80, 81} {
-			keys = append(keys, key{RouteType, TrafficName{port, "", host}.String()})
+			keys = append(keys, key{RouteType, TrafficName{Port: port, Host: host}.String()})
 			for _, subset := range []string{"", "v1", "v2"} {
-				n := TrafficName{port, subset, host}.String()
-				keys = append(keys, key{ClusterType, n}, key{EndpointType, n})
+				n := TrafficName{Port: port, Subset: subset, Host: host}.String()
+				keys = append(keys, key{ClusterType, n}, key{EndpointType, n}, key{EndpointType, n + labelsSuffix})
 			}
 		}
 	}
@@ -62,6 +64,15 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 				if rng.IntN(4) == 0 {
 					svc.ExportTo = []string{pick(".", "*", "other")}
 				}
+				if rng.IntN(4) == 0 {
+					svc.Accrual = &policy.FailureAccrual{MaxFailures: uint32(1 + rng.IntN(2)), MinPenalty: 1, MaxPenalty: 1}
+				}
+				if rng.IntN(4) == 0 {
+					svc.Annotations = map[string]string{policy.BalancerAnnotation: pick("", policy.PeakEWMA)}
+				}
+				if rng.IntN(4) == 0 {
+					svc.Default = &networking.HTTPRoute{Retries: &networking.HTTPRetry{Attempts: int32(rng.IntN(2))}}
+				}
 				set.Services = append(set.Services, svc)
 			}
 		}
@@ -83,6 +94,7 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 				w.Name = fmt.Sprint("w", i)
 				w.Weight = uint32(1 + rng.IntN(2))
 				w.ServiceAccount = pick("", "x", "y")
+				w.Locality = pick("", "r1/z1/s1", "r1/z2/s1", "r2/z1/s1")
 				if rng.IntN(2) == 0 {
 					w.Labels[policy.TLSModeLabel] = "istio"
 				}
@@ -100,8 +112,14 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 			}
 			if rng.IntN(3) > 0 {
 				set.DestinationRules = append(set.DestinationRules, destinationRule(t, pick("default", "other"), fmt.Sprint("dr", i), fmt.Sprintf(
-					"host: %s\ntrafficPolicy: {loadBalancer: {simple: %s}}\nsubsets: [{name: %s, labels: {version: %s}}]",
-					pick("a", "b", "c", `"*.default.svc.cluster.local"`, "ext.com"), pick("RANDOM", "ROUND_ROBIN"), pick("v1", "v2"), pick("v1", "v2"))))
+					"host: %s\ntrafficPolicy: {%s, loadBalancer: {%s}}\nsubsets: [{name: %s, labels: {version: %s}}]",
+					pick("a", "b", "c", `"*.default.svc.cluster.local"`, "ext.com"), pick("connectionPool: {tcp: {maxConnections: 1}}", "outlierDetection: {}"),
+					pick("simple: RANDOM", "simple: ROUND_ROBIN, warmup: {duration: 1s}", "consistentHash: {httpHeaderName: x}", "consistentHash: {httpCookie: {name: y}}",
+						"localityLbSetting: {distribute: [{from: r1, to: {r2: 100}}]}", "localityLbSetting: {failoverPriority: [app]}", "localityLbSetting: {enabled: false}"),
+					pick("v1", "v2"), pick("v1", "v2"))))
+				if rng.IntN(4) == 0 {
+					set.DestinationRules[len(set.DestinationRules)-1].Annotations = map[string]string{policy.BalancerAnnotation: policy.PeakEWMA}
+				}
 			}
 		}
 		for i := range 2 {
@@ -131,7 +149,8 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 			set.RateLimits = []*policy.RateLimitPolicy{{Meta: policy.Meta{Kind: "HTTPLocalRateLimitPolicy", Namespace: pick("default", "other"), Name: "r"}, Spec: &policy.RateLimitSpec{Server: "s", Total: uint32(1 + rng.IntN(2))}}}
 		}
 		if rng.IntN(3) == 0 {
-			set.MeshConfig = meshConfig(t, "{trustDomain: "+pick("cluster.local", "td")+", trustDomainAliases: ["+pick("", "old")+"]}")
+			set.MeshConfig = meshConfig(t, "{trustDomain: "+pick("cluster.local", "td")+", trustDomainAliases: ["+pick("", "old")+"]"+
+				pick("", ", defaultHttpRetryPolicy: {attempts: 3}", ", localityLbSetting: {enabled: false}", ", connectTimeout: 1s, dnsRefreshRate: 9s", ", defaultTrafficPolicy: {outlierDetection: {}}")+"}")
 		}
 		if rng.IntN(5) == 0 {
 			set.Broken = []policy.Broken{{Namespace: pick("", "default"), Reason: pick("broken", "torn")}}
@@ -151,7 +170,23 @@ func TestChangesCoverEveryDifference(t *testing.T) {
 			PeerAuthentications: old.PeerAuthentications, AuthorizationPolicies: old.AuthorizationPolicies, RequestAuthentications: old.RequestAuthentications,
 			Servers: old.Servers, RateLimits: old.RateLimits, MeshConfig: old.MeshConfig, Broken: old.Broken,
 		}
-		switch rng.IntN(11) {
+		switch rng.IntN(12) {
+		case 11: // only what annotations of one Service say
+			out.Services = slices.Clone(old.Services)
+			if len(out.Services) == 0 {
+				return new
+			}
+			i := rng.IntN(len(out.Services))
+			svc := *out.Services[i]
+			switch rng.IntN(3) {
+			case 0:
+				svc.Accrual = &policy.FailureAccrual{MaxFailures: uint32(1 + rng.IntN(3)), MinPenalty: 1, MaxPenalty: 1}
+			case 1:
+				svc.Annotations = map[string]string{policy.BalancerAnnotation: pick("", policy.PeakEWMA)}
+			case 2:
+				svc.Default = &networking.HTTPRoute{Retries: &networking.HTTPRetry{Attempts: int32(1 + rng.IntN(3))}}
+			}
+			out.Services[i] = &svc
 		case 5:
 			out.PeerAuthentications = new.PeerAuthentications
 		case 6:

@@ -45,6 +45,9 @@ type Client struct {
 	Labels         map[string]string
 	IPs            []string // addresses that the client serves on
 	ServiceAccount string
+	// Locality is where the client is: the label istio-locality, what its node says, or
+	// the labels of its node in Kubernetes. Never nil after ClientOf.
+	Locality *corev3.Locality
 	// Verified is what the client has proved to be on the connection it asks over;
 	// zero where it has proved nothing. ClientOf leaves it zero.
 	Verified policy.ServiceAccount
@@ -94,6 +97,7 @@ func ClientOf(node *corev3.Node) (*Client, error) {
 			c.Labels[k] = v.GetStringValue()
 		}
 	}
+	c.Locality = placeOf(node.GetLocality(), c.Labels)
 	c.class = c.buildClass()
 	return c, nil
 }
@@ -133,6 +137,14 @@ func (c *Client) buildClass() string {
 // that translation can not tell apart by anything a listener depends on.
 func (c *Client) server() string {
 	return fmt.Sprintf("%s sa=%q verified=%q/%q ips=%q", c.class, c.ServiceAccount, c.Verified.Namespace, c.Verified.Name, c.IPs)
+}
+
+// spot names the set of clients of one kind in one namespace and locality.
+func (c *Client) spot() string {
+	if key := localityKey(c.Locality); key != "//" {
+		return fmt.Sprintf("%s at %q", c.place(), key)
+	}
+	return c.place()
 }
 
 // place names the set of clients of one kind in one namespace.

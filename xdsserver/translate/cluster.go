@@ -4,27 +4,17 @@ package translate
 
 import (
 	"fmt"
-	"math"
-	"slices"
-	"strings"
-	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
-
-// defaultConnectTimeout is Istio's.
-const defaultConnectTimeout = 10 * time.Second
 
 // target is what a name of a cluster stands for.
 type target struct {
@@ -71,54 +61,81 @@ func (b *builder) cluster(name string, n TrafficName) (proto.Message, error) {
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 	}
-	if err := b.discovery(c, name, n); err != nil {
+	if err := b.discovery(c, name, n, of); err != nil {
 		return nil, err
 	}
-	var tp *networking.TrafficPolicy
+	tp := b.policyOf(of, n)
 	at := ""
 	if of.rule != nil {
 		at = about(&of.rule.Meta) + " spec"
 		if of.rule.Spec.GetWorkloadSelector() != nil {
 			return nil, unsupported(at, "workloadSelector")
 		}
-		tp = effectivePolicy(of.rule.Spec.GetTrafficPolicy(), of.subset, n.Port)
 	}
 	if err := b.trafficPolicy(c, tp, of.port.Protocol, at); err != nil {
 		return nil, err
 	}
-	d := b.destinationOf(of, n, isHTTP2(tp.GetConnectionPool(), of.port.Protocol))
+	b.extensions(c, of, tp)
+	d := b.destinationOf(of, n, b.isHTTP2(tp.GetConnectionPool(), of.port.Protocol))
 	if err := b.secure(c, tp.GetTls(), d, at); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// discovery says where the cluster's endpoints come from: EDS, except for
-// endpoints that are names. Envoy takes addresses only over EDS, so it looks
-// names up as a STRICT_DNS cluster; gRPC as LOGICAL_DNS, which has one name
-// (gRFC A37). gRPC in Go dials several names over EDS too, as Sinew does.
-func (b *builder) discovery(c *clusterv3.Cluster, name string, n TrafficName) error {
-	var names int
-	var all *endpointv3.ClusterLoadAssignment
-	if b.client.Agent != Sinew {
-		m, err := b.loadAssignment(name, n)
-		if err != nil {
-			return err
-		}
-		all = m.(*endpointv3.ClusterLoadAssignment)
-		names = countNames(all)
-		b.notes = nil // they belong to the endpoint set
+// policyOf is the traffic policy that applies to a cluster: what its DestinationRule
+// says, and the mesh's for the blocks that it leaves out.
+func (b *builder) policyOf(of *target, n TrafficName) *networking.TrafficPolicy {
+	var tp *networking.TrafficPolicy
+	if of.rule != nil {
+		tp = effectivePolicy(of.rule.Spec.GetTrafficPolicy(), of.subset, n.Port)
 	}
-	switch {
-	case names == 0 || b.client.Agent == GRPC && countEndpoints(all) > 1:
-		c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: overADS(), ServiceName: name}
+	base := b.view.set.MeshConfig.DefaultTrafficPolicy()
+	pool, outlier := base.GetConnectionPool() != nil && tp.GetConnectionPool() == nil, base.GetOutlierDetection() != nil && tp.GetOutlierDetection() == nil
+	if !pool && !outlier {
+		return tp
+	}
+	out := &networking.TrafficPolicy{}
+	if tp != nil {
+		out = proto.Clone(tp).(*networking.TrafficPolicy)
+	}
+	if pool {
+		out.ConnectionPool = base.GetConnectionPool()
+	}
+	if outlier {
+		out.OutlierDetection = base.GetOutlierDetection()
+	}
+	return out
+}
+
+// discovery says where the cluster's endpoints come from: EDS, except for endpoints that
+// are names, which the client looks up. gRPC looks up one name (gRFC A37), and several
+// over EDS.
+func (b *builder) discovery(c *clusterv3.Cluster, name string, n TrafficName, of *target) error {
+	names, total := b.countNames(of, n)
+	if names == 0 || b.client.Agent == GRPC && total > 1 {
+		tp := b.policyOf(of, n)
+		n.ByLabels = b.byPlace(tp).byLabels()
+		c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: overADS(), ServiceName: n.String()}
 		return nil
-	case b.client.Agent == GRPC:
-		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
-	default:
-		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
 	}
-	c.LoadAssignment = all
+	kind := clusterv3.Cluster_STRICT_DNS
+	if b.client.Agent == GRPC || of.service.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN {
+		kind = clusterv3.Cluster_LOGICAL_DNS
+	}
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: kind}
+	c.DnsRefreshRate = b.view.set.MeshConfig.DNSRefreshRate()
+	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	if b.byPlace(b.policyOf(of, n)).byLabels() {
+		return fmt.Errorf("%s: failoverPriority by labels of the client is not enforced for endpoints that are names, so it is refused", name)
+	}
+	notes := b.notes
+	m, err := b.loadAssignment(name, n)
+	if err != nil {
+		return err
+	}
+	b.notes = notes // they belong to the endpoint set
+	c.LoadAssignment = m.(*endpointv3.ClusterLoadAssignment)
 	return nil
 }
 
@@ -184,12 +201,18 @@ func atPort(tp *networking.TrafficPolicy, port uint32) *networking.TrafficPolicy
 var (
 	trafficPolicyFields = []string{"connectionPool", "loadBalancer", "outlierDetection", "retryBudget", "tls"}
 	poolFields          = []string{"tcp", "http"}
-	tcpFields           = []string{"maxConnections", "connectTimeout", "idleTimeout"}
-	httpFields          = []string{"http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries", "idleTimeout", "h2UpgradePolicy"}
-	balancerFields      = []string{"simple", "localityLbSetting", "zoneAwareLbSetting"}
-	localityFields      = []string{"enabled"}
-	outlierFields       = []string{"consecutive5xxErrors", "consecutiveGatewayErrors", "interval", "baseEjectionTime", "maxEjectionPercent", "minHealthPercent"}
-	budgetFields        = []string{"percent", "minRetryConcurrency"}
+	tcpFields           = []string{"maxConnections", "connectTimeout", "idleTimeout", "tcpKeepalive"}
+	httpFields          = []string{
+		"http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries", "idleTimeout", "h2UpgradePolicy",
+		"useClientProtocol", "maxConcurrentStreams", "http2KeepAlive",
+	}
+	balancerFields = []string{"simple", "consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmup", "warmupDurationSecs"}
+	localityFields = []string{"distribute", "failover", "failoverPriority", "enabled"}
+	outlierFields  = []string{
+		"consecutive5xxErrors", "consecutiveGatewayErrors", "interval", "baseEjectionTime", "maxEjectionPercent", "minHealthPercent",
+		"splitExternalLocalOriginErrors", "consecutiveLocalOriginFailures",
+	}
+	budgetFields = []string{"percent", "minRetryConcurrency"}
 )
 
 // trafficPolicy sets what a DestinationRule's trafficPolicy says, and Istio's defaults for what it does not.
@@ -207,7 +230,7 @@ func (b *builder) trafficPolicy(c *clusterv3.Cluster, tp *networking.TrafficPoli
 		{"trafficPolicy.connectionPool.http.", pool.GetHttp(), httpFields},
 		{"trafficPolicy.loadBalancer.", tp.GetLoadBalancer(), balancerFields},
 		{"trafficPolicy.loadBalancer.localityLbSetting.", tp.GetLoadBalancer().GetLocalityLbSetting(), localityFields},
-		{"trafficPolicy.loadBalancer.zoneAwareLbSetting.", tp.GetLoadBalancer().GetZoneAwareLbSetting(), localityFields},
+		{"trafficPolicy.loadBalancer.zoneAwareLbSetting.", tp.GetLoadBalancer().GetZoneAwareLbSetting(), []string{"enabled", "failover", "failoverPriority", "minClusterSize"}},
 		{"trafficPolicy.outlierDetection.", tp.GetOutlierDetection(), outlierFields},
 		{"trafficPolicy.retryBudget.", tp.GetRetryBudget(), budgetFields},
 	} {
@@ -215,14 +238,7 @@ func (b *builder) trafficPolicy(c *clusterv3.Cluster, tp *networking.TrafficPoli
 			return unsupported(at, check.path+field)
 		}
 	}
-	// What says that something is off says what is so anyway.
-	switch lb := tp.GetLoadBalancer(); {
-	case lb.GetLocalityLbSetting() != nil && (lb.GetLocalityLbSetting().GetEnabled() == nil || lb.GetLocalityLbSetting().GetEnabled().GetValue()):
-		return unsupported(at, "trafficPolicy.loadBalancer.localityLbSetting")
-	case lb.GetZoneAwareLbSetting() != nil && (lb.GetZoneAwareLbSetting().GetEnabled() == nil || lb.GetZoneAwareLbSetting().GetEnabled().GetValue()):
-		return unsupported(at, "trafficPolicy.loadBalancer.zoneAwareLbSetting")
-	}
-	c.ConnectTimeout = durationpb.New(defaultConnectTimeout)
+	c.ConnectTimeout = b.view.set.MeshConfig.ConnectTimeout()
 	if d := pool.GetTcp().GetConnectTimeout(); d != nil {
 		c.ConnectTimeout = d
 	}
@@ -232,63 +248,75 @@ func (b *builder) trafficPolicy(c *clusterv3.Cluster, tp *networking.TrafficPoli
 	if err := b.loadBalancer(c, tp.GetLoadBalancer(), at); err != nil {
 		return err
 	}
+	b.localityConfig(c, tp, at)
 	b.outlier(c, tp.GetOutlierDetection(), at)
+	b.keepalive(c, pool)
 	b.protocolOptions(c, pool, protocol)
 	b.poolNotes(tp, at)
 	return nil
-}
-
-// thresholds are the circuit breakers. Istio's default is no limit, not Envoy's 1024 and 3; 0 means the default.
-func thresholds(tp *networking.TrafficPolicy) *clusterv3.CircuitBreakers_Thresholds {
-	limit := func(n int32) *wrapperspb.UInt32Value {
-		if n > 0 {
-			return wrapperspb.UInt32(uint32(n))
-		}
-		return wrapperspb.UInt32(math.MaxUint32)
-	}
-	http := tp.GetConnectionPool().GetHttp()
-	t := &clusterv3.CircuitBreakers_Thresholds{
-		MaxConnections:     limit(tp.GetConnectionPool().GetTcp().GetMaxConnections()),
-		MaxPendingRequests: limit(http.GetHttp1MaxPendingRequests()),
-		MaxRequests:        limit(http.GetHttp2MaxRequests()),
-		MaxRetries:         limit(http.GetMaxRetries()),
-	}
-	if rb := tp.GetRetryBudget(); rb != nil {
-		t.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
-			BudgetPercent:       &typev3.Percent{Value: 20},
-			MinRetryConcurrency: wrapperspb.UInt32(3),
-		}
-		if rb.GetPercent() != nil {
-			t.RetryBudget.BudgetPercent.Value = rb.GetPercent().GetValue()
-		}
-		if rb.GetMinRetryConcurrency() != 0 {
-			t.RetryBudget.MinRetryConcurrency.Value = rb.GetMinRetryConcurrency()
-		}
-	}
-	return t
 }
 
 // loadBalancer sets the algorithm: least request unless policy says otherwise.
 // gRPC refuses a whole cluster with RANDOM. It gets ROUND_ROBIN, the one it has
 // that also gives every endpoint the same share, and a note.
 func (b *builder) loadBalancer(c *clusterv3.Cluster, lb *networking.LoadBalancerSettings, at string) error {
+	at += ".trafficPolicy.loadBalancer"
+	slow := slowStart(lb)
 	switch simple := lb.GetSimple(); simple {
 	case networking.LoadBalancerSettings_UNSPECIFIED, networking.LoadBalancerSettings_LEAST_CONN, networking.LoadBalancerSettings_LEAST_REQUEST:
 		c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
+		if slow != nil && b.client.Agent != GRPC {
+			c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{SlowStartConfig: slow}}
+		}
 	case networking.LoadBalancerSettings_ROUND_ROBIN:
 		c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
+		if slow != nil && b.client.Agent != GRPC {
+			c.LbConfig = &clusterv3.Cluster_RoundRobinLbConfig_{RoundRobinLbConfig: &clusterv3.Cluster_RoundRobinLbConfig{SlowStartConfig: slow}}
+		}
 	case networking.LoadBalancerSettings_RANDOM:
 		c.LbPolicy = clusterv3.Cluster_RANDOM
 		if b.client.Agent == GRPC {
 			c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
-			b.note(at+".trafficPolicy.loadBalancer.simple", "gRPC has no RANDOM: it uses ROUND_ROBIN")
+			b.note(at+".simple", "gRPC has no RANDOM: it uses ROUND_ROBIN")
 		}
 	default:
 		// PASSTHROUGH sends to the address that the caller dialled; inside the
 		// caller's process there is no other address than the host's.
-		return unsupported(at, "trafficPolicy.loadBalancer.simple "+simple.String())
+		return unsupported(at, "simple "+simple.String())
+	}
+	switch {
+	case lb.GetConsistentHash() != nil && slow != nil, c.LbPolicy == clusterv3.Cluster_RANDOM && slow != nil:
+		return unsupported(at, "warmup (with this algorithm)")
+	case lb.GetConsistentHash() != nil:
+		b.hashBalancer(c, lb.GetConsistentHash(), at+".consistentHash")
+	case slow != nil && b.client.Agent == GRPC:
+		b.note(at+".warmup", "gRPC gives new endpoints their full share at once")
 	}
 	return nil
+}
+
+// slowStart gives a new endpoint its share over time.
+// https://istio.io/latest/docs/reference/config/networking/destination-rule/#WarmupConfiguration
+func slowStart(lb *networking.LoadBalancerSettings) *clusterv3.Cluster_SlowStartConfig {
+	w := lb.GetWarmup()
+	if w == nil {
+		if d := lb.GetWarmupDurationSecs(); d != nil {
+			return &clusterv3.Cluster_SlowStartConfig{SlowStartWindow: d}
+		}
+		return nil
+	}
+	aggression, lowest := 1.0, 10.0
+	if w.GetAggression() != nil {
+		aggression = w.GetAggression().GetValue()
+	}
+	if w.GetMinimumPercent() != nil {
+		lowest = w.GetMinimumPercent().GetValue()
+	}
+	return &clusterv3.Cluster_SlowStartConfig{
+		SlowStartWindow:  w.GetDuration(),
+		Aggression:       &corev3.RuntimeDouble{DefaultValue: aggression, RuntimeKey: "warmup.aggression"},
+		MinWeightPercent: &typev3.Percent{Value: lowest},
+	}
 }
 
 // outlier sets the ejection of endpoints that fail. It is off unless the block is
@@ -309,6 +337,13 @@ func (b *builder) outlier(c *clusterv3.Cluster, o *networking.OutlierDetection, 
 	if n := o.GetConsecutiveGatewayErrors(); n != nil {
 		out.ConsecutiveGatewayFailure, out.EnforcingConsecutiveGatewayFailure = wrapperspb.UInt32(n.GetValue()), enforce(n.GetValue())
 	}
+	if o.GetSplitExternalLocalOriginErrors() {
+		out.SplitExternalLocalOriginErrors = true
+		if n := o.GetConsecutiveLocalOriginFailures().GetValue(); n > 0 {
+			out.ConsecutiveLocalOriginFailure, out.EnforcingConsecutiveLocalOriginFailure = wrapperspb.UInt32(n), enforce(n)
+		}
+		out.EnforcingLocalOriginSuccessRate = wrapperspb.UInt32(0)
+	}
 	if p := o.GetMaxEjectionPercent(); p > 0 {
 		out.MaxEjectionPercent = wrapperspb.UInt32(uint32(p))
 	}
@@ -325,79 +360,4 @@ func enforce(count uint32) *wrapperspb.UInt32Value {
 		return wrapperspb.UInt32(0)
 	}
 	return wrapperspb.UInt32(100)
-}
-
-// http2Protocols are port protocols that are HTTP/2 without TLS.
-var http2Protocols = []string{"HTTP2", "GRPC", "GRPC-WEB"}
-
-// isHTTP2 reports whether requests go out by HTTP/2: because the port says so or policy upgrades them.
-func isHTTP2(pool *networking.ConnectionPoolSettings, protocol string) bool {
-	return slices.Contains(http2Protocols, strings.ToUpper(protocol)) ||
-		pool.GetHttp().GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
-}
-
-// httpOptions is the key of a cluster's HTTP options.
-const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-
-// protocolOptions sets the upstream's HTTP version and the life of its
-// connections. gRPC is HTTP/2 always and reads none of it.
-func (b *builder) protocolOptions(c *clusterv3.Cluster, pool *networking.ConnectionPoolSettings, protocol string) {
-	if b.client.Agent == GRPC {
-		return
-	}
-	http := pool.GetHttp()
-	h2 := isHTTP2(pool, protocol)
-	common := &corev3.HttpProtocolOptions{}
-	set := false
-	if n := http.GetMaxRequestsPerConnection(); n > 0 {
-		common.MaxRequestsPerConnection, set = wrapperspb.UInt32(uint32(n)), true
-	}
-	idle := pool.GetTcp().GetIdleTimeout()
-	if d := http.GetIdleTimeout(); d.AsDuration() > 0 {
-		idle = d
-	}
-	if idle.AsDuration() > 0 { // 0 means unset in Istio; in Envoy it would mean never
-		common.IdleTimeout, set = idle, true
-	}
-	if !h2 && !set {
-		return
-	}
-	opts := &upstreamv3.HttpProtocolOptions{}
-	if set {
-		opts.CommonHttpProtocolOptions = common
-	}
-	explicit := &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{}
-	if h2 {
-		explicit.ProtocolConfig = &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}
-	} else {
-		explicit.ProtocolConfig = &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}}
-	}
-	opts.UpstreamProtocolOptions = &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit}
-	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: mustPack(opts)}
-}
-
-// poolNotes says which limits a gRPC client does not have.
-func (b *builder) poolNotes(tp *networking.TrafficPolicy, at string) {
-	if b.client.Agent != GRPC {
-		return
-	}
-	pool := tp.GetConnectionPool()
-	for _, f := range []struct {
-		path string
-		set  bool
-	}{
-		{"connectionPool.tcp.maxConnections", pool.GetTcp().GetMaxConnections() > 0},
-		{"connectionPool.tcp.connectTimeout", pool.GetTcp().GetConnectTimeout() != nil},
-		{"connectionPool.tcp.idleTimeout", pool.GetTcp().GetIdleTimeout() != nil},
-		{"connectionPool.http.http1MaxPendingRequests", pool.GetHttp().GetHttp1MaxPendingRequests() > 0},
-		{"connectionPool.http.maxRetries", pool.GetHttp().GetMaxRetries() > 0},
-		{"connectionPool.http.maxRequestsPerConnection", pool.GetHttp().GetMaxRequestsPerConnection() > 0},
-		{"connectionPool.http.idleTimeout", pool.GetHttp().GetIdleTimeout() != nil},
-		{"outlierDetection.minHealthPercent", tp.GetOutlierDetection().GetMinHealthPercent() > 0},
-		{"retryBudget", tp.GetRetryBudget() != nil},
-	} {
-		if f.set {
-			b.note(fmt.Sprintf("%s.trafficPolicy.%s", at, f.path), "gRPC does not read it")
-		}
-	}
 }

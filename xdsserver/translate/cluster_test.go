@@ -114,23 +114,20 @@ func writeCluster(t *testing.T, c *clusterv3.Cluster) string {
 
 func TestTrafficPolicyRefused(t *testing.T) {
 	for field, text := range map[string]string{
-		"trafficPolicy.tls insecureSkipVerify":                "{tls: {mode: SIMPLE, insecureSkipVerify: true}}",
-		"trafficPolicy.tls credentialName":                    "{tls: {mode: SIMPLE, credentialName: x}}",
-		"trafficPolicy.tls clientCertificate":                 "{tls: {mode: ISTIO_MUTUAL, clientCertificate: x}}",
-		"trafficPolicy.loadBalancer.localityLbSetting":        "{loadBalancer: {localityLbSetting: {}}}",
-		"trafficPolicy.loadBalancer.consistentHash":           "{loadBalancer: {consistentHash: {httpHeaderName: x}}}",
-		"trafficPolicy.loadBalancer.warmup":                   "{loadBalancer: {warmup: {duration: 1s}}}",
-		"trafficPolicy.loadBalancer.simple PASSTHROUGH":       "{loadBalancer: {simple: PASSTHROUGH}}",
-		"trafficPolicy.connectionPool.tcp.tcpKeepalive":       "{connectionPool: {tcp: {tcpKeepalive: {}}}}",
-		"trafficPolicy.connectionPool.http.useClientProtocol": "{connectionPool: {http: {useClientProtocol: true}}}",
-		"trafficPolicy.outlierDetection.consecutiveErrors":    "{outlierDetection: {consecutiveErrors: 1}}",
-		"trafficPolicy.retryBudget.budgetInterval":            "{retryBudget: {budgetInterval: 1s}}",
-		"trafficPolicy.tunnel":                                "{tunnel: {targetHost: a, targetPort: 1}}",
+		"trafficPolicy.tls insecureSkipVerify":                    "{tls: {mode: SIMPLE, insecureSkipVerify: true}}",
+		"trafficPolicy.tls credentialName":                        "{tls: {mode: SIMPLE, credentialName: x}}",
+		"trafficPolicy.tls clientCertificate":                     "{tls: {mode: ISTIO_MUTUAL, clientCertificate: x}}",
+		"trafficPolicy.loadBalancer warmup (with this algorithm)": "{loadBalancer: {simple: RANDOM, warmup: {duration: 1s}}}",
+		"trafficPolicy.loadBalancer simple PASSTHROUGH":           "{loadBalancer: {simple: PASSTHROUGH}}",
+		"trafficPolicy.connectionPool.tcp.maxConnectionDuration":  "{connectionPool: {tcp: {maxConnectionDuration: 1s}}}",
+		"trafficPolicy.outlierDetection.consecutiveErrors":        "{outlierDetection: {consecutiveErrors: 1}}",
+		"trafficPolicy.retryBudget.budgetInterval":                "{retryBudget: {budgetInterval: 1s}}",
+		"trafficPolicy.tunnel":                                    "{tunnel: {targetHost: a, targetPort: 1}}",
 	} {
 		set := bookinfo(t)
 		set.DestinationRules = []*policy.DestinationRule{destinationRule(t, "default", "reviews", "{host: reviews, trafficPolicy: "+text+"}")}
 		_, err := NewView(set).Resource(ClusterType, "outbound|9080||"+reviews, client(Other))
-		if err == nil || !strings.Contains(err.Error(), "DestinationRule default/reviews spec "+field+":") {
+		if err == nil || !strings.Contains(err.Error(), "DestinationRule default/reviews spec") || !strings.Contains(err.Error(), field+":") {
 			t.Errorf("%s: error %v", field, err)
 		}
 	}
@@ -225,13 +222,13 @@ func TestNamedEndpoints(t *testing.T) {
 		kind  clusterv3.Cluster_DiscoveryType
 		want  string
 	}{
-		{"one.example.com", Sinew, clusterv3.Cluster_EDS, "one.example.com:443"},
+		{"one.example.com", Sinew, clusterv3.Cluster_STRICT_DNS, "one.example.com:443"},
 		{"one.example.com", GRPC, clusterv3.Cluster_LOGICAL_DNS, "one.example.com:443"},
 		{"one.example.com", Other, clusterv3.Cluster_STRICT_DNS, "one.example.com:443"},
-		{"two.example.com", Sinew, clusterv3.Cluster_EDS, "a.example.com:443 b.example.com:443"},
+		{"two.example.com", Sinew, clusterv3.Cluster_STRICT_DNS, "a.example.com:443 b.example.com:443"},
 		{"two.example.com", GRPC, clusterv3.Cluster_EDS, "a.example.com:443 b.example.com:443"},
 		{"two.example.com", Other, clusterv3.Cluster_STRICT_DNS, "a.example.com:443 b.example.com:443"},
-		{"x.wild.com", Sinew, clusterv3.Cluster_EDS, "x.wild.com:443"},
+		{"x.wild.com", Sinew, clusterv3.Cluster_STRICT_DNS, "x.wild.com:443"},
 		{"ip.example.com", Other, clusterv3.Cluster_EDS, "192.0.2.1:443"},
 	} {
 		name := "outbound|443||" + test.host

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net"
@@ -22,8 +23,9 @@ import (
 // that have the subset's labels, grouped by locality. A cluster without
 // endpoints has an empty set, so that requests to it fail at once.
 //
-// A locality weighs as much as its endpoints together, so that a client that
-// divides by locality first (gRPC) gives each endpoint the share it has elsewhere.
+// A locality weighs as much as its endpoints together, so that a client that divides
+// by locality first gives each endpoint the same share, unless policy distributes by
+// place. Priorities are by distance from the client, or by labels.
 func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, error) {
 	of := b.target(n)
 	if of == nil {
@@ -31,7 +33,13 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 	}
 	s := of.service
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: name}
-	groups := map[string]*endpointv3.LocalityLbEndpoints{}
+	near := b.nearness(of, n)
+	type group struct {
+		locality string
+		priority uint32
+	}
+	groups := map[group]*endpointv3.LocalityLbEndpoints{}
+	ordered := len(near.priorities()) > 0
 	seen := map[string]bool{}
 	weighted := false
 	for _, e := range b.endpoints(s, of.port, n.Host) {
@@ -43,10 +51,14 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: endpoint %s: %w", s.Kind, s.Name, e.address, err)
 		}
-		g := groups[e.locality]
+		key := group{locality: e.locality}
+		if ordered {
+			key.priority = near.priority(locality(e.locality), e.labels)
+		}
+		g := groups[key]
 		if g == nil {
-			g = &endpointv3.LocalityLbEndpoints{Locality: locality(e.locality), LoadBalancingWeight: wrapperspb.UInt32(0)}
-			groups[e.locality] = g
+			g = &endpointv3.LocalityLbEndpoints{Locality: locality(e.locality), LoadBalancingWeight: wrapperspb.UInt32(0), Priority: key.priority}
+			groups[key] = g
 			out.Endpoints = append(out.Endpoints, g)
 		}
 		weight := max(e.weight, 1)
@@ -75,9 +87,10 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 		b.note(at, "gRPC divides by the weights of localities and ignores those of endpoints within one")
 	}
 	slices.SortFunc(out.Endpoints, func(a, b *endpointv3.LocalityLbEndpoints) int {
-		return strings.Compare(localityKey(a.Locality), localityKey(b.Locality))
+		return cmp.Or(strings.Compare(localityKey(a.Locality), localityKey(b.Locality)), cmp.Compare(a.Priority, b.Priority))
 	})
 	fitWeights(out)
+	near.apply(out)
 	for _, g := range out.Endpoints {
 		slices.SortFunc(g.LbEndpoints, func(a, b *endpointv3.LbEndpoint) int {
 			x, y := a.GetEndpoint().GetAddress().GetSocketAddress(), b.GetEndpoint().GetAddress().GetSocketAddress()
@@ -88,6 +101,15 @@ func (b *builder) loadAssignment(name string, n TrafficName) (proto.Message, err
 		})
 	}
 	return out, nil
+}
+
+// nearness is what orders the endpoints of a cluster for the client.
+func (b *builder) nearness(of *target, n TrafficName) *nearness {
+	out := b.byPlace(b.policyOf(of, n))
+	if n.ByLabels {
+		out.labels = b.client.Labels
+	}
+	return out
 }
 
 // fitWeights gives each locality the sum of its endpoints' weights. Sums must
@@ -126,8 +148,7 @@ type endpoint struct {
 // lists none is the host itself: the client looks the name up when it connects.
 func (b *builder) endpoints(s *policy.Service, port policy.Port, host string) []endpoint {
 	all := b.view.set.EndpointsOf(s, port)
-	dns := s.Resolution == networking.ServiceEntry_DNS || s.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN
-	if len(all) == 0 && s.Selector == nil && dns && !strings.HasPrefix(host, "*") {
+	if len(all) == 0 && isLookedUp(s, host) {
 		number := port.Number
 		if port.Target != 0 {
 			number = port.Target
@@ -173,23 +194,27 @@ func localityKey(l *corev3.Locality) string {
 	return l.GetRegion() + "/" + l.GetZone() + "/" + l.GetSubZone()
 }
 
-func countEndpoints(a *endpointv3.ClusterLoadAssignment) int {
-	n := 0
-	for _, g := range a.GetEndpoints() {
-		n += len(g.GetLbEndpoints())
+// countNames counts the endpoints of a cluster, and those that have a name where others
+// have an IP address.
+func (b *builder) countNames(of *target, n TrafficName) (names, total int) {
+	workloads := b.view.set.WorkloadsOf(of.service)
+	if len(workloads) == 0 && isLookedUp(of.service, n.Host) {
+		return 1, 1
 	}
-	return n
-}
-
-// countNames counts the endpoints that have a name where others have an IP address.
-func countNames(a *endpointv3.ClusterLoadAssignment) int {
-	n := 0
-	for _, g := range a.GetEndpoints() {
-		for _, e := range g.GetLbEndpoints() {
-			if _, err := netip.ParseAddr(e.GetEndpoint().GetAddress().GetSocketAddress().GetAddress()); err != nil {
-				n++
-			}
+	for _, w := range workloads {
+		if !policy.HasLabels(w.Labels, of.subset.GetLabels()) {
+			continue
+		}
+		total++
+		if _, err := netip.ParseAddr(w.Address); err != nil {
+			names++
 		}
 	}
-	return n
+	return names, total
+}
+
+// isLookedUp reports whether a service without endpoints is its host, which the client looks up.
+func isLookedUp(s *policy.Service, host string) bool {
+	dns := s.Resolution == networking.ServiceEntry_DNS || s.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN
+	return dns && s.Selector == nil && !strings.HasPrefix(host, "*")
 }

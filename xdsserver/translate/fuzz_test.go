@@ -52,7 +52,7 @@ func FuzzResource(f *testing.F) {
 
 // FuzzParseTrafficName holds that a name that is read is written the same, but for the host's case.
 func FuzzParseTrafficName(f *testing.F) {
-	for _, s := range []string{"outbound|80||a", "outbound|9080|v1|A.b", "outbound|080||a", "outbound|99999||a", "outbound|+1||a", "inbound|80||a"} {
+	for _, s := range []string{"outbound|80||a", "outbound|9080|v1|A.b", "outbound|080||a", "outbound|80||labels", "outbound|80||a|labels", "outbound|80||labels|labels", "outbound|99999||a", "outbound|+1||a", "inbound|80||a"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -5,6 +5,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
@@ -43,7 +45,7 @@ func (b *builder) outbound(name string) (proto.Message, error) {
 				ConfigSource:    overADS(),
 				RouteConfigName: TrafficName{Port: port, Host: d.host}.String(),
 			}},
-			HttpFilters: routerOnly(),
+			HttpFilters: b.outboundFilters(),
 		})},
 	}, nil
 }
@@ -58,6 +60,16 @@ func defaultPort(s *policy.Service) uint32 {
 		}
 	}
 	return s.Ports[0].Number
+}
+
+// outboundFilters are those that routes configure, which do nothing by themselves, and
+// the router. gRPC has one for faults, and refuses a listener with one for CORS.
+func (b *builder) outboundFilters() []*hcmv3.HttpFilter {
+	filters := []*hcmv3.HttpFilter{httpFilter(faultFilter, &faultv3.HTTPFault{})}
+	if b.client.Agent != GRPC {
+		filters = append(filters, httpFilter(corsFilter, &corsv3.Cors{}))
+	}
+	return append(filters, routerOnly()...)
 }
 
 // routerOnly is the filter chain that every HTTP connection manager needs: gRPC

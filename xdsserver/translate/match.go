@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
 // maxAlternatives bounds how many routes one match becomes for gRPC.
@@ -43,13 +46,24 @@ func (b *builder) match(m *networking.HTTPMatchRequest, at string) ([]*routev3.R
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetHeaders())) {
 		if strings.HasPrefix(name, "@") {
-			return nil, unsupported(at, "headers."+name)
+			c, err := b.claim(name, m.GetHeaders()[name], at+".headers."+name)
+			if c == nil {
+				return nil, err
+			}
+			rm.DynamicMetadata = append(rm.DynamicMetadata, c)
+			continue
 		}
 		and(header(name, m.GetHeaders()[name]))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetWithoutHeaders())) {
 		if strings.HasPrefix(name, "@") {
-			return nil, unsupported(at, "withoutHeaders."+name)
+			c, err := b.claim(name, m.GetWithoutHeaders()[name], at+".withoutHeaders."+name)
+			if c == nil {
+				return nil, err
+			}
+			c.Invert = true
+			rm.DynamicMetadata = append(rm.DynamicMetadata, c)
+			continue
 		}
 		h := header(name, m.GetWithoutHeaders()[name])
 		h.InvertMatch = true
@@ -124,6 +138,44 @@ func (b *builder) match(m *networking.HTTPMatchRequest, at string) ([]*routev3.R
 		out[i] = &routev3.RouteMatch{PathSpecifier: rm.PathSpecifier, CaseSensitive: rm.CaseSensitive, Headers: set}
 	}
 	return out, nil
+}
+
+// claim matches a claim of the token of the request that the client is serving: text, or
+// a list that has it. The metadata is that of Envoy's filter for tokens, as Istio writes
+// it for gateways. gRPC has no such matches: then it is nil, with a note.
+func (b *builder) claim(name string, m *networking.StringMatch, at string) (*matcherv3.MetadataMatcher, error) {
+	path, ok := policy.ClaimPath(name)
+	if !ok {
+		return nil, fmt.Errorf("%s: names no claim", at)
+	}
+	if b.client.Agent == GRPC {
+		b.note(at, "gRPC can not match claims: the match is left out and the next routes apply")
+		return nil, nil
+	}
+	out := &matcherv3.MetadataMatcher{
+		Filter: "envoy.filters.http.jwt_authn",
+		Path:   []*matcherv3.MetadataMatcher_PathSegment{metadataKey("payload")},
+	}
+	for _, key := range path {
+		out.Path = append(out.Path, metadataKey(key))
+	}
+	s := stringMatcher(m)
+	if s == nil {
+		out.Value = &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
+		return out, nil
+	}
+	text := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: s}}
+	list := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_ListMatch{ListMatch: &matcherv3.ListMatcher{
+		MatchPattern: &matcherv3.ListMatcher_OneOf{OneOf: text},
+	}}}
+	out.Value = &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_OrMatch{OrMatch: &matcherv3.OrMatcher{
+		ValueMatchers: []*matcherv3.ValueMatcher{list, text},
+	}}}
+	return out, nil
+}
+
+func metadataKey(key string) *matcherv3.MetadataMatcher_PathSegment {
+	return &matcherv3.MetadataMatcher_PathSegment{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: key}}
 }
 
 // header matches one header. Names go out in lower case: gRPC before 1.85 never

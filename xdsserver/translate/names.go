@@ -25,15 +25,28 @@ type TrafficName struct {
 	Port   uint32
 	Subset string
 	Host   string
+	// ByLabels is of an endpoint set in the order that the client's own labels give it:
+	// "|labels" follows, so that only such sets differ from workload to workload.
+	ByLabels bool
 }
 
+const labelsSuffix = "|labels"
+
 func (n TrafficName) String() string {
-	return "outbound|" + strconv.FormatUint(uint64(n.Port), 10) + "|" + n.Subset + "|" + n.Host
+	s := "outbound|" + strconv.FormatUint(uint64(n.Port), 10) + "|" + n.Subset + "|" + n.Host
+	if n.ByLabels {
+		s += labelsSuffix
+	}
+	return s
 }
 
 // ParseTrafficName is the inverse of TrafficName.String.
 func ParseTrafficName(s string) (TrafficName, error) {
-	parts := strings.Split(s, "|")
+	name, byLabels := strings.CutSuffix(s, labelsSuffix)
+	parts := strings.Split(name, "|")
+	if len(parts) == 3 && byLabels {
+		parts, byLabels = strings.Split(s, "|"), false // a host of that name
+	}
 	if len(parts) != 4 || parts[0] != "outbound" {
 		return TrafficName{}, fmt.Errorf("%q is not outbound|port|subset|host", s)
 	}
@@ -45,7 +58,7 @@ func ParseTrafficName(s string) (TrafficName, error) {
 	if !isHost(strings.TrimPrefix(host, "*")) {
 		return TrafficName{}, fmt.Errorf("%q: %q is not a host", s, parts[3])
 	}
-	return TrafficName{Port: uint32(port), Subset: parts[2], Host: host}, nil
+	return TrafficName{Port: uint32(port), Subset: parts[2], Host: host, ByLabels: byLabels}, nil
 }
 
 // splitHostPort splits a listener name. A name without a port gives 0. A

@@ -7,6 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	prioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
 )
@@ -19,11 +20,17 @@ const (
 	hostSelectionAttempts = 5
 )
 
-// retryPolicy translates HTTPRetry; nil is Istio's default policy and attempts
-// of 0 is none. Numbers in retryOn are status codes that the upstream answers.
+// retryPolicy translates HTTPRetry; nil is MeshConfig's defaultHttpRetryPolicy, without
+// which it is Istio's default, and attempts of 0 is none. Endpoints that were tried are
+// avoided, but not where a hash chooses the one that a request belongs to. Numbers in retryOn are status codes that the upstream answers.
 // The pause before retry n is drawn below 25 ms x 2^(n-1) where backoff gives no other base.
 // https://istio.io/latest/docs/reference/config/networking/virtual-service/#HTTPRetry
-func (b *builder) retryPolicy(in *networking.HTTPRetry, at string) *routev3.RetryPolicy {
+func (b *builder) retryPolicy(in *networking.HTTPRetry, at string, hashed bool) *routev3.RetryPolicy {
+	if in == nil {
+		if in = b.view.set.MeshConfig.DefaultRetries(); in != nil {
+			at = about(&b.view.set.MeshConfig.Meta) + " data.mesh.defaultHttpRetryPolicy"
+		}
+	}
 	out := &routev3.RetryPolicy{
 		RetryOn:    defaultRetryOn,
 		NumRetries: wrapperspb.UInt32(defaultAttempts),
@@ -48,7 +55,16 @@ func (b *builder) retryPolicy(in *networking.HTTPRetry, at string) *routev3.Retr
 		}
 		return out
 	}
-	if ignore := in.GetRetryIgnorePreviousHosts(); ignore == nil || ignore.GetValue() {
+	if in.GetRetryRemoteLocalities().GetValue() {
+		out.RetryPriority = &routev3.RetryPolicy_RetryPriority{
+			Name:       "envoy.retry_priorities.previous_priorities",
+			ConfigType: &routev3.RetryPolicy_RetryPriority_TypedConfig{TypedConfig: mustPack(&prioritiesv3.PreviousPrioritiesConfig{UpdateFrequency: 2})},
+		}
+	}
+	if hashed {
+		out.HostSelectionRetryMaxAttempts = hostSelectionAttempts
+	}
+	if ignore := in.GetRetryIgnorePreviousHosts(); ignore == nil && !hashed || ignore.GetValue() {
 		out.RetryHostPredicate = []*routev3.RetryPolicy_RetryHostPredicate{{
 			Name:       "envoy.retry_host_predicates.previous_hosts",
 			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: mustPack(&previoushostsv3.PreviousHostsPredicate{})},
@@ -121,10 +137,10 @@ func (b *builder) retryForGRPC(p *routev3.RetryPolicy, at string) {
 		}
 	}
 	if len(left) > 0 {
-		b.note(at+".retries.retryOn", "gRPC does not retry on %s", strings.Join(left, ","))
+		b.note(at+".retryOn", "gRPC does not retry on %s", strings.Join(left, ","))
 	}
 	if p.PerTryTimeout != nil {
-		b.note(at+".retries.perTryTimeout", "gRPC has no limit for one attempt (gRFC A44)")
+		b.note(at+".perTryTimeout", "gRPC has no limit for one attempt (gRFC A44)")
 		p.PerTryTimeout = nil
 	}
 	p.RetryOn, p.RetriableStatusCodes = strings.Join(on, ","), nil

@@ -32,26 +32,45 @@ func (b *builder) routeConfiguration(name string, n TrafficName) (proto.Message,
 		}
 	}
 	var routes []*routev3.Route
+	var err error
 	if vs := b.view.set.VirtualServiceFor(d.host, b.client.Namespace); vs != nil {
-		var err error
-		if routes, err = b.routes(vs, n.Port, policy.MeshGateway); err != nil {
-			return nil, err
-		}
+		routes, err = b.routes(vs, n.Port, policy.MeshGateway)
 	} else {
-		routes = []*routev3.Route{{
-			Name:   "default",
-			Match:  everything(),
-			Action: b.action(TrafficName{Port: n.Port, Host: d.host}.String(), "", &networking.HTTPRoute{}),
-		}}
+		routes, err = b.defaultRoutes(d, n.Port)
 	}
-	return &routev3.RouteConfiguration{
+	if err != nil {
+		return nil, err
+	}
+	out := &routev3.RouteConfiguration{
 		Name: name,
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:    fmt.Sprintf("%s:%d", d.host, n.Port),
 			Domains: []string{"*"},
 			Routes:  routes,
+			// As Istio has it: servers see how often a request was tried.
+			IncludeRequestAttemptCount: b.client.Agent != GRPC,
 		}},
-	}, nil
+	}
+	for _, r := range routes {
+		if r.GetDirectResponse() != nil && b.client.Agent != GRPC {
+			out.MaxDirectResponseBodySizeBytes = wrapperspb.UInt32(maxDirectBody) // Envoy's default is 4 KiB
+		}
+	}
+	return out, nil
+}
+
+// defaultRoutes send everything to the service itself, for requests that no VirtualService decides on.
+func (b *builder) defaultRoutes(d *destination, port uint32) ([]*routev3.Route, error) {
+	cluster := TrafficName{Port: port, Host: d.host}
+	http := &networking.HTTPRoute{}
+	at := ""
+	if s := d.service; s != nil && s.Default != nil {
+		http, at = s.Default, about(&s.Meta)+" metadata.annotations"
+	}
+	hash := b.hashPolicies(cluster, at)
+	action := b.action(http, at, hash, len(hash) > 0)
+	action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cluster.String()}
+	return []*routev3.Route{{Name: "default", Match: everything(), Action: &routev3.Route_Route{Route: action}}}, nil
 }
 
 func everything() *routev3.RouteMatch {
@@ -72,9 +91,6 @@ func (b *builder) routes(vs *policy.VirtualService, port uint32, gateway string)
 		}
 		if field := unknownField(http.GetRetries(), retryFields); field != "" {
 			return nil, unsupported(at, "retries."+field)
-		}
-		if http.GetRetries().GetRetryRemoteLocalities().GetValue() {
-			return nil, unsupported(at, "retries.retryRemoteLocalities")
 		}
 		if len(http.GetMatch()) == 0 {
 			r, err := b.route(vs, http, nil, everything(), port, at)
@@ -125,7 +141,7 @@ func (b *builder) applies(m *networking.HTTPMatchRequest, port uint32, gateway s
 
 // catchesAll reports whether nothing after a match can be reached.
 func catchesAll(m *routev3.RouteMatch) bool {
-	if len(m.GetHeaders()) > 0 || len(m.GetQueryParameters()) > 0 {
+	if len(m.GetHeaders()) > 0 || len(m.GetQueryParameters()) > 0 || len(m.GetDynamicMetadata()) > 0 {
 		return false
 	}
 	return m.GetPrefix() == "/" || m.GetSafeRegex().GetRegex() == ".*"
@@ -137,11 +153,32 @@ func (b *builder) route(vs *policy.VirtualService, http *networking.HTTPRoute, m
 		name += "." + m.GetName()
 	}
 	r := &routev3.Route{Name: name, Match: match}
+	authority := b.changeHeaders(http.GetHeaders(), at+".headers", r)
+	switch {
+	case http.GetRedirect() != nil:
+		action, err := b.redirect(http.GetRedirect(), port, at+".redirect")
+		if err != nil {
+			return nil, err
+		}
+		r.Action = &routev3.Route_Redirect{Redirect: action}
+	case http.GetDirectResponse() != nil:
+		r.Action = &routev3.Route_DirectResponse{DirectResponse: b.directResponse(http.GetDirectResponse(), at+".directResponse")}
+	default:
+		action, err := b.forward(vs, http, r, authority, port, at)
+		if err != nil {
+			return nil, err
+		}
+		r.Action = &routev3.Route_Route{Route: action}
+	}
+	b.filters(http, r, at)
+	return r, nil
+}
+
+// forward sends to the destinations of a route. What a destination does to headers
+// comes after what the route does, and its host counts where the route gives none.
+func (b *builder) forward(vs *policy.VirtualService, http *networking.HTTPRoute, r *routev3.Route, authority string, port uint32, at string) (*routev3.RouteAction, error) {
 	var destinations []*networking.HTTPRouteDestination
 	for _, d := range http.GetRoute() {
-		if d.GetHeaders() != nil {
-			return nil, unsupported(at, "route.headers")
-		}
 		if len(http.GetRoute()) == 1 || d.GetWeight() > 0 {
 			destinations = append(destinations, d)
 		}
@@ -149,62 +186,85 @@ func (b *builder) route(vs *policy.VirtualService, http *networking.HTTPRoute, m
 	if len(destinations) == 0 {
 		return nil, fmt.Errorf("%s route: no destination has a weight above 0", at)
 	}
-	if len(destinations) == 1 {
-		r.Action = b.action(b.clusterName(vs, destinations[0].GetDestination(), port), at, http)
-		return r, nil
-	}
-	var weighted routev3.WeightedCluster
+	var hash []*routev3.RouteAction_HashPolicy
 	for _, d := range destinations {
-		weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
-			Name:   b.clusterName(vs, d.GetDestination(), port),
-			Weight: wrapperspb.UInt32(uint32(d.GetWeight())),
-		})
+		hash = append(hash, b.hashPolicies(b.clusterName(vs, d.GetDestination(), port), at)...)
 	}
-	action := b.action("", at, http)
-	action.Route.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: &weighted}
-	r.Action = action
-	return r, nil
+	single := len(http.GetRoute()) == 1
+	action := b.action(http, at, hash, single && len(hash) > 0)
+	if a := http.GetRewrite().GetAuthority(); a != "" {
+		authority = a
+	}
+	b.rewrite(http, action, authority, at)
+	b.mirrors(vs, http, action, port, at)
+	var weighted routev3.WeightedCluster
+	for i, d := range destinations {
+		cluster := b.clusterName(vs, d.GetDestination(), port)
+		if b.view.set.ServiceByHost(cluster.Host) == nil {
+			action.ClusterNotFoundResponseCode = routev3.RouteAction_INTERNAL_SERVER_ERROR
+		}
+		headers := fmt.Sprintf("%s.route[%d].headers", at, i)
+		if single {
+			own := b.changeHeaders(d.GetHeaders(), headers, r)
+			action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cluster.String()}
+			if own != "" && action.HostRewriteSpecifier == nil && b.client.Agent != GRPC {
+				action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: own}
+			}
+			return action, nil
+		}
+		leg := &routev3.WeightedCluster_ClusterWeight{Name: cluster.String(), Weight: wrapperspb.UInt32(uint32(d.GetWeight()))}
+		own := b.changeHeaders(d.GetHeaders(), headers, leg)
+		if own != "" && action.HostRewriteSpecifier == nil && b.client.Agent != GRPC {
+			leg.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: own}
+		}
+		weighted.Clusters = append(weighted.Clusters, leg)
+	}
+	action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: &weighted}
+	return action, nil
 }
 
 // clusterName is the cluster of a destination. Without a port it is the
 // service's only one, and the port that the request was sent to where the
 // service has several or is not known.
-func (b *builder) clusterName(vs *policy.VirtualService, d *networking.Destination, port uint32) string {
+func (b *builder) clusterName(vs *policy.VirtualService, d *networking.Destination, port uint32) TrafficName {
 	host := b.view.set.ResolveHost(d.GetHost(), vs.Namespace)
 	if n := d.GetPort().GetNumber(); n != 0 {
 		port = n
 	} else if s := b.view.set.ServiceByHost(host); s != nil && len(s.Ports) == 1 {
 		port = s.Ports[0].Number
 	}
-	return TrafficName{Port: port, Subset: d.GetSubset(), Host: host}.String()
+	return TrafficName{Port: port, Subset: d.GetSubset(), Host: host}
 }
 
-// action sends to a cluster with the route's limits. Istio's default timeout is
-// none, which has to be said: Envoy's is 15 s.
+// action has the route's limits. Istio's default timeout is none, which has to be
+// said: Envoy's is 15 s.
 //
 // gRPC reads only max_stream_duration (gRFC A31), which also bounds a long
 // stream where Envoy's timeout starts at the end of the request; it is set for
 // gRPC alone, so that unary calls keep the timeout that policy gives them.
-func (b *builder) action(cluster, at string, http *networking.HTTPRoute) *routev3.Route_Route {
+func (b *builder) action(http *networking.HTTPRoute, at string, hash []*routev3.RouteAction_HashPolicy, hashed bool) *routev3.RouteAction {
 	timeout := http.GetTimeout()
 	if timeout == nil {
 		timeout = &durationpb.Duration{}
 	}
 	a := &routev3.RouteAction{
-		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
-		Timeout:          timeout,
-		RetryPolicy:      b.retryPolicy(http.GetRetries(), at),
+		Timeout:     timeout,
+		RetryPolicy: b.retryPolicy(http.GetRetries(), at+".retries", hashed),
+		HashPolicy:  hash,
 	}
 	if b.client.Agent == GRPC && timeout.AsDuration() > 0 {
 		a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: timeout}
 	}
-	return &routev3.Route_Route{Route: a}
+	return a
 }
 
 // Fields that routes enforces.
 var (
-	httpRouteFields = []string{"name", "match", "route", "timeout", "retries"}
-	retryFields     = []string{"attempts", "perTryTimeout", "retryOn", "retryIgnorePreviousHosts", "retryRemoteLocalities", "backoff"}
+	httpRouteFields = []string{
+		"name", "match", "route", "redirect", "directResponse", "rewrite", "timeout", "retries", "fault", "mirror", "mirrors",
+		"mirrorPercent", "mirrorPercentage", "corsPolicy", "headers",
+	}
+	retryFields = []string{"attempts", "perTryTimeout", "retryOn", "retryIgnorePreviousHosts", "retryRemoteLocalities", "backoff"}
 )
 
 // unknownField returns the first field that is set and not in the list, in

@@ -150,8 +150,16 @@ http: [{route: [{destination: {host: reviews}}]}]
 			if l.GetName() != test.name || hcm.GetRds().GetRouteConfigName() != test.route || hcm.GetRds().GetConfigSource().GetAds() == nil {
 				t.Errorf("%q: listener %q with routes %q, want %q over ADS", test.name, l.GetName(), hcm.GetRds().GetRouteConfigName(), test.route)
 			}
-			if n := len(hcm.GetHttpFilters()); n != 1 || hcm.GetHttpFilters()[0].GetName() != "envoy.filters.http.router" {
-				t.Errorf("%q: %d filters", test.name, n)
+			want := []string{"envoy.filters.http.fault", "envoy.filters.http.cors", "envoy.filters.http.router"}
+			if agent == GRPC {
+				want = []string{"envoy.filters.http.fault", "envoy.filters.http.router"} // it refuses a listener with CORS
+			}
+			var filters []string
+			for _, f := range hcm.GetHttpFilters() {
+				filters = append(filters, f.GetName())
+			}
+			if !slices.Equal(filters, want) {
+				t.Errorf("%q: filters %q", test.name, filters)
 			}
 			rc, _ := get(t, v, RouteType, test.route, client(agent), &routev3.RouteConfiguration{})
 			if vhs := rc.GetVirtualHosts(); len(vhs) != 1 || !slices.Equal(vhs[0].GetDomains(), []string{"*"}) || len(vhs[0].GetRoutes()) == 0 {
@@ -350,12 +358,11 @@ http:
 			},
 			notes: []string{"http[0].retries.perTryTimeout", "http[1].retries.retryOn"},
 		},
-		"names":               {spec: "hosts: [reviews]\nhttp: [{name: a, match: [{name: b, uri: {prefix: /}}], route: [{destination: {host: reviews}}]}]", want: []string{`a.b: /* -> reviews retry=D`}},
-		"fault":               {spec: "hosts: [reviews]\nhttp: [{fault: {abort: {httpStatus: 500}}, route: [{destination: {host: reviews}}]}]", err: "VirtualService default/reviews spec.http[0] fault"},
-		"destination headers": {spec: "hosts: [reviews]\nhttp: [{route: [{destination: {host: reviews}, headers: {request: {remove: [x]}}}]}]", err: "route.headers"},
-		"claims":              {spec: "hosts: [reviews]\nhttp: [{match: [{headers: {'@request.auth.claims.a': {exact: b}}}], route: [{destination: {host: reviews}}]}]", err: "@request.auth.claims.a"},
-		"remote localities":   {spec: "hosts: [reviews]\nhttp: [{retries: {attempts: 1, retryRemoteLocalities: true}, route: [{destination: {host: reviews}}]}]", err: "retries.retryRemoteLocalities"},
-		"no weight":           {spec: "hosts: [reviews]\nhttp: [{route: [{destination: {host: a}, weight: 0}, {destination: {host: b}, weight: 0}]}]", err: "no destination has a weight"},
+		"names":         {spec: "hosts: [reviews]\nhttp: [{name: a, match: [{name: b, uri: {prefix: /}}], route: [{destination: {host: reviews}}]}]", want: []string{`a.b: /* -> reviews retry=D`}},
+		"delegate":      {spec: "hosts: [reviews]\nhttp: [{delegate: {name: a}, route: [{destination: {host: reviews}}]}]", err: "VirtualService default/reviews spec.http[0] delegate"},
+		"redirect code": {spec: "hosts: [reviews]\nhttp: [{redirect: {uri: /a, redirectCode: 304}}]", err: "spec.http[0].redirect redirectCode 304"},
+		"no claim":      {spec: "hosts: [reviews]\nhttp: [{match: [{headers: {'@request.auth.claims': {exact: b}}}], route: [{destination: {host: reviews}}]}]", err: "@request.auth.claims: names no claim"},
+		"no weight":     {spec: "hosts: [reviews]\nhttp: [{route: [{destination: {host: a}, weight: 0}, {destination: {host: b}, weight: 0}]}]", err: "no destination has a weight"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := NewView(bookinfo(t, virtualService(t, "default", "reviews", test.spec)))

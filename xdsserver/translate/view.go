@@ -66,14 +66,20 @@ func Supported(typeURL string) bool {
 // Variant names the set of clients that get the same resource of that name.
 // Routes may differ by the client's labels (sourceLabels), and inbound
 // listeners by all that says whose they are: labels, namespace, service account,
-// addresses and what the client has proved. The rest differ only by namespace
-// (exportTo, short names, DestinationRules) and by the kind of client.
+// addresses and what the client has proved. Endpoints differ by where the client is, and
+// with them clusters that have their endpoints in them; sets in the order of the
+// client's labels by those too. The rest differ only by namespace (exportTo, short
+// names, DestinationRules) and by the kind of client.
 func Variant(typeURL, name string, c *Client) string {
 	switch {
 	case typeURL == RouteType:
 		return c.class
 	case typeURL == ListenerType && strings.HasPrefix(name, InboundPrefix):
 		return c.server()
+	case typeURL == EndpointType && strings.HasSuffix(name, labelsSuffix):
+		return c.class + " " + c.spot()
+	case typeURL == EndpointType, typeURL == ClusterType:
+		return c.spot()
 	}
 	return c.place()
 }
@@ -111,7 +117,7 @@ func (v *View) Resource(typeURL, name string, c *Client) (*Resource, error) {
 		}
 	case RouteType, ClusterType, EndpointType:
 		n, perr := ParseTrafficName(name)
-		if perr != nil {
+		if perr != nil || n.ByLabels && typeURL != EndpointType {
 			return nil, nil // a name of no form that is known names nothing
 		}
 		switch typeURL {
