@@ -1,6 +1,9 @@
 package identity
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // HostPort splits the port off an authority: "a:80" is "a" and "80", "[::1]"
 // has none. An authority whose last part is not a number has no port.
@@ -24,22 +27,39 @@ func HostPort(authority string) (host, port string) {
 	return authority[:colon], port
 }
 
-// StripPort removes the port from an authority where it is the listener's own
-// (HttpConnectionManager.strip_matching_host_port).
-func StripPort(authority, listenerPort string) string {
-	if host, port := HostPort(authority); port == listenerPort && port != "" {
-		return host
-	}
-	return authority
+// PortStripping says from which authorities the port is removed
+// (HttpConnectionManager.strip_matching_host_port and strip_any_host_port).
+type PortStripping uint8
+
+const (
+	KeepPort     PortStripping = iota
+	StripOwnPort               // where it is the listener's own
+	StripAnyPort
+)
+
+// HostOptions bring the authority of a request into one spelling, before any
+// rule or handler sees it. The zero value leaves it as it came.
+type HostOptions struct {
+	Port PortStripping
+	// Dot removes the dot that ends the host and keeps the port (strip_trailing_host_dot).
+	Dot bool
 }
 
-// StripDot removes the dot that ends the host of an authority and keeps its
-// port (HttpConnectionManager.strip_trailing_host_dot).
-func StripDot(authority string) string {
+// Apply returns the authority as the options have it, for a listener at the
+// port. It allocates only where a dot goes and a port stays.
+func (o HostOptions) Apply(authority string, listenerPort uint16) string {
+	if o == (HostOptions{}) {
+		return authority
+	}
 	host, port := HostPort(authority)
+	switch {
+	case port == "":
+	case o.Port == StripAnyPort, o.Port == StripOwnPort && port == strconv.Itoa(int(listenerPort)):
+		authority, port = host, ""
+	}
 	bare, ok := strings.CutSuffix(host, ".")
 	switch {
-	case !ok:
+	case !o.Dot || !ok:
 		return authority
 	case port == "":
 		return bare

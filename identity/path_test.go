@@ -3,7 +3,6 @@ package identity
 import (
 	"fmt"
 	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -224,15 +223,14 @@ func TestRecordedEnvoyPathsAndHosts(t *testing.T) {
 		tally.Pass()
 	}
 	for _, c := range file.HostOps {
-		port := strconv.Itoa(c.Port)
 		var got any
 		switch c.Op {
 		case "strip_matching_host_port":
-			got = StripPort(c.In, port)
+			got = HostOptions{Port: StripOwnPort}.Apply(c.In, uint16(c.Port))
 		case "strip_trailing_host_dot":
-			got = StripDot(c.In)
+			got = HostOptions{Dot: true}.Apply(c.In, 0)
 		case "strip_matching_host_port + strip_trailing_host_dot":
-			got = StripDot(StripPort(c.In, port))
+			got = HostOptions{Port: StripOwnPort, Dot: true}.Apply(c.In, uint16(c.Port))
 		case "host_has_port":
 			_, p := HostPort(c.In)
 			got = p != ""
@@ -282,7 +280,21 @@ func TestHosts(t *testing.T) {
 			t.Errorf("%q: %q, %q, %q", c.in, host, port, bareHost(c.in))
 		}
 	}
-	if got := StripDot("a.b.:80"); got != "a.b:80" {
-		t.Errorf("the port was lost: %q", got)
+	for _, c := range []struct {
+		options  HostOptions
+		in, want string
+	}{
+		{HostOptions{}, "a.b.:80", "a.b.:80"},
+		{HostOptions{Dot: true}, "a.b.:80", "a.b:80"},
+		{HostOptions{Port: StripOwnPort}, "a.b:80", "a.b"},
+		{HostOptions{Port: StripOwnPort}, "a.b:81", "a.b:81"},
+		{HostOptions{Port: StripAnyPort}, "a.b:81", "a.b"},
+		{HostOptions{Port: StripAnyPort, Dot: true}, "a.b.:81", "a.b"},
+		{HostOptions{Port: StripAnyPort}, "[::1]:81", "[::1]"},
+		{HostOptions{Port: StripAnyPort}, "::1", "::1"},
+	} {
+		if got := c.options.Apply(c.in, 80); got != c.want {
+			t.Errorf("%+v of %q: %q, want %q", c.options, c.in, got, c.want)
+		}
 	}
 }

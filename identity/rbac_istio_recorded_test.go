@@ -199,10 +199,7 @@ func TestRecordedIstioAdvisories(t *testing.T) {
 				a := authorizer(t, ruleSet(t, Deny, Rule{Permissions: []Condition{must(protoCombined(adv.Policy.Hosts, istioHeader(":authority", true), AnyOf))}, Principals: []Condition{Any()}}))
 				ok = !a.Decide(&AccessRequest{Request: routing.Request{Path: "/", Authority: c.Host}}).Allowed
 			case c.Host != "":
-				host := c.Host
-				if c.Strip {
-					host = StripDot(host)
-				}
+				host := HostOptions{Dot: c.Strip}.Apply(c.Host, 0)
 				a := authorizer(t, ruleSet(t, Allow, Rule{Permissions: []Condition{must(protoCombined(c.Hosts, istioHeader(":authority", true), AnyOf))}, Principals: []Condition{Any()}}))
 				ok = a.Decide(&AccessRequest{Request: routing.Request{Path: "/", Authority: host}}).Allowed == !strings.HasPrefix(expect, "no match")
 			case len(c.Principals) > 0:
