@@ -1,6 +1,7 @@
 package resilience_test
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,7 +112,7 @@ func TestRecordedRetryDecisions(t *testing.T) {
 		} `json:"decision_cases"`
 	}
 	conformance.Load(t, "envoy-facts/retry.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#decision_cases")
 	for i, c := range file.Cases {
 		base := c.Policy.policy(t)
 		request := lowerRequest(c.Headers)
@@ -144,7 +145,7 @@ func TestRecordedRetryDecisions(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "envoy-facts/retry decision_cases", 31, 0)
+	tally.Check(t, "envoy-facts/retry.json#decision_cases", 31, 0)
 }
 
 func TestRecordedBackoff(t *testing.T) {
@@ -168,7 +169,7 @@ func TestRecordedBackoff(t *testing.T) {
 		"RateLimitedRetryBackoffStrategy Retry-After SECONDS":        {},
 	}
 	const ms = uint64(time.Millisecond) // recorded draws count milliseconds
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#backoff")
 	for _, c := range file.Cases {
 		bounds, ok := intervals[c.Test]
 		if !ok {
@@ -203,7 +204,7 @@ func TestRecordedBackoff(t *testing.T) {
 			tally.Pass()
 		}
 	}
-	tally.Check(t, "envoy-facts/retry backoff", 4, 0)
+	tally.Check(t, "envoy-facts/retry.json#backoff", 4, 0)
 }
 
 func TestRecordedResetHeaders(t *testing.T) {
@@ -219,7 +220,7 @@ func TestRecordedResetHeaders(t *testing.T) {
 		} `json:"reset_headers"`
 	}
 	conformance.Load(t, "envoy-facts/retry.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#reset_headers")
 	for _, g := range file.Groups {
 		b := resilience.RateLimitedBackoff{MaxInterval: time.Duration(g.Max) * time.Millisecond}
 		for _, h := range g.Headers {
@@ -239,7 +240,7 @@ func TestRecordedResetHeaders(t *testing.T) {
 			tally.Pass()
 		}
 	}
-	tally.Check(t, "envoy-facts/retry reset_headers", 14, 0)
+	tally.Check(t, "envoy-facts/retry.json#reset_headers", 14, 0)
 }
 
 func TestRecordedRetryOn(t *testing.T) {
@@ -253,7 +254,7 @@ func TestRecordedRetryOn(t *testing.T) {
 		GRPC []parse `json:"parse_retry_grpc_on"`
 	}
 	conformance.Load(t, "envoy-facts/retry.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#retry_on")
 	for _, c := range append(file.HTTP, file.GRPC...) {
 		on, unknown := resilience.ParseRetryOn(c.In)
 		if on.String() != strings.Join(inOrder(c.Policies), ",") || (unknown == nil) != c.Valid {
@@ -262,7 +263,7 @@ func TestRecordedRetryOn(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "envoy-facts/retry parse_retry_on and parse_retry_grpc_on", 8, 0)
+	tally.Check(t, "envoy-facts/retry.json#retry_on", 8, 0)
 }
 
 // inOrder puts names into the order that RetryOn.String has.
@@ -291,7 +292,7 @@ func TestRecordedRetryBudget(t *testing.T) {
 		} `json:"budget"`
 	}
 	conformance.Load(t, "envoy-facts/retry.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#budget")
 	for _, c := range file.Cases {
 		if c.Steps == nil {
 			c.Steps = []step{c.step}
@@ -308,7 +309,7 @@ func TestRecordedRetryBudget(t *testing.T) {
 			tally.Pass()
 		}
 	}
-	tally.Check(t, "envoy-facts/retry budget", 7, 0)
+	tally.Check(t, "envoy-facts/retry.json#budget", 7, 0)
 }
 
 func TestRecordedGRPCRetry(t *testing.T) {
@@ -329,7 +330,7 @@ func TestRecordedGRPCRetry(t *testing.T) {
 	}
 	conformance.Load(t, "grpc-facts/retry.json", &file)
 	codes := map[string]int{"OK": 0, "RESOURCE_EXHAUSTED": 8, "UNAVAILABLE": 14}
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "grpc-facts/retry.json")
 	for _, c := range file.Cases {
 		source := c.Route // a route's policy replaces the virtual host's
 		if source == nil {
@@ -353,5 +354,78 @@ func TestRecordedGRPCRetry(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "grpc-facts/retry", 5, 0)
+	tally.Check(t, "grpc-facts/retry.json", 5, 0)
+}
+
+// TestRecordedRetryMatrix has every condition alone on every status and reset of Envoy's source.
+func TestRecordedRetryMatrix(t *testing.T) {
+	var file struct {
+		Matrix struct {
+			Status map[string]string
+			Reset  map[string][]string
+		} `json:"matrix_from_source"`
+	}
+	conformance.Load(t, "envoy-facts/retry.json", &file)
+	tally := conformance.Deciding(t, "envoy-facts/retry.json#matrix")
+	alone := func(condition string) *resilience.RetryPolicy {
+		codes := []uint32{418}
+		p := recordedPolicy{RetryOn: condition, Codes: codes, Response: []recordedHeader{{Name: "x-again"}}}.policy(t)
+		return &p
+	}
+	for condition, text := range file.Matrix.Status {
+		retried := func(status int, header string) bool {
+			switch text {
+			case "500-599":
+				return status >= 500 && status <= 599
+			case "502,503,504":
+				return status >= 502 && status <= 504
+			case "409":
+				return status == 409
+			case "listed codes":
+				return status == 418
+			case "any matcher matches response":
+				return header == "x-again"
+			case "response has x-envoy-ratelimited":
+				return header == "x-envoy-ratelimited"
+			}
+			t.Fatalf("%s: %q is not understood", condition, text)
+			return false
+		}
+		p, wrong := alone(condition), ""
+		for status := 200; status < 600; status++ {
+			for _, header := range []string{"", "x-again", "x-envoy-ratelimited"} {
+				o := recordedEvent{Response: map[string]string{":status": strconv.Itoa(status)}}
+				if header != "" {
+					o.Response[header] = "1"
+				}
+				want := retried(status, header) && (header != "x-envoy-ratelimited" || condition == "envoy-ratelimited")
+				if got := p.Retriable(o.outcome(t)); got != want {
+					wrong = fmt.Sprintf("%d with %q: %v", status, header, got)
+				}
+			}
+		}
+		if wrong != "" {
+			tally.Fail(t, "%s: %s", condition, wrong)
+			continue
+		}
+		tally.Pass()
+	}
+	for reset, conditions := range file.Matrix.Reset {
+		wrong := ""
+		for _, p := range strings.Split((resilience.OnUnavailable<<1 - 1).String(), ",") {
+			// What the record says of reset-before-request depends on how far the request came, which is another failure here.
+			if want := slices.Contains(conditions, p); alone(p).Retriable(recordedEvent{Reset: reset}.outcome(t)) != want {
+				wrong += fmt.Sprintf("%s is to retry it: %v; ", p, want)
+			}
+		}
+		if wrong != "" {
+			tally.Fail(t, "%s: %s", reset, wrong)
+			continue
+		}
+		tally.Pass()
+	}
+	if !alone("reset-before-request").Retriable(&resilience.Outcome{GRPC: -1, Failure: resilience.ResetBeforeRequest}) {
+		t.Error("reset-before-request does not retry that")
+	}
+	tally.Check(t, "envoy-facts/retry.json#matrix", 10, 0)
 }

@@ -145,7 +145,7 @@ func TestRecordedOutlierScenarios(t *testing.T) {
 		}
 	}
 	conformance.Load(t, "envoy-facts/outlier_detection.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "envoy-facts/outlier_detection.json")
 	for _, c := range file.Threshold {
 		rule := resilience.Outlier{SuccessRateMinimumHosts: 1, SuccessRateRequestVolume: 1, SuccessRateStdevFactor: uint32(math.Round(c.Factor * 1000))}
 		var rates []resilience.Rate
@@ -286,5 +286,5 @@ func TestRecordedOutlierScenarios(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "envoy-facts/outlier_detection", 27, 0)
+	tally.Check(t, "envoy-facts/outlier_detection.json", 27, 0)
 }

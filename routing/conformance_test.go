@@ -178,7 +178,7 @@ func TestRecordedEnvoyStringAndPathMatchers(t *testing.T) {
 		}
 		tally.Pass()
 	}
-	tally.Check(t, "envoy-facts/value_string_path_matchers.json", 54, 20)
+	tally.Check(t, "envoy-facts/value_string_path_matchers.json", 59, 15)
 }
 
 // claimMatch returns a metadata matcher as a condition on claims, and the

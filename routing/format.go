@@ -289,7 +289,10 @@ func (f *Format) string(v *Values) string {
 // header that is not there, is nothing. Of a header with several values the
 // first counts. Control characters that come from the request are spaces
 // (RFC 9110, section 5.5). It allocates only to make dst longer.
-func (f *Format) Append(dst []byte, v *Values) []byte {
+func (f *Format) Append(dst []byte, v *Values) []byte { return f.append(dst, v, "") }
+
+// append is Append with a text for what is not known.
+func (f *Format) append(dst []byte, v *Values, unknown string) []byte {
 	if f.parts == nil {
 		return append(dst, f.text...)
 	}
@@ -301,6 +304,9 @@ func (f *Format) Append(dst []byte, v *Values) []byte {
 		}
 		from := len(dst)
 		dst = p.append(dst, v)
+		if len(dst) == from && unknown != "" && !p.known(v) {
+			dst = append(dst, unknown...)
+		}
 		if p.limit >= 0 && len(dst) > from+p.limit {
 			dst = dst[:from+p.limit]
 		}
@@ -320,6 +326,15 @@ func safeValue(s string) bool {
 		}
 	}
 	return true
+}
+
+// known reports whether what has come out empty is there, and empty.
+func (p *formatPart) known(v *Values) bool {
+	if p.command != commandRequest || v.Request == nil {
+		return false
+	}
+	_, ok := p.header(v.Request)
+	return ok
 }
 
 func (p *formatPart) append(dst []byte, v *Values) []byte {

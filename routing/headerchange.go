@@ -33,6 +33,8 @@ type HeaderChange struct {
 	Action HeaderAction
 	// KeepEmpty sets the header even where the value is empty.
 	KeepEmpty bool
+
+	shared []string // the value, where it is constant; nobody writes to it
 }
 
 // HeaderChanges are the changes of one level of policy (a destination, a route,
@@ -68,7 +70,11 @@ func NewHeaderChange(name, value string, action HeaderAction, keepEmpty bool) (H
 	if err != nil {
 		return HeaderChange{}, fmt.Errorf("the value of %q: %w", name, err)
 	}
-	return HeaderChange{Name: NewHeaderName(name), Value: format, Action: action, KeepEmpty: keepEmpty}, nil
+	c := HeaderChange{Name: NewHeaderName(name), Value: format, Action: action, KeepEmpty: keepEmpty}
+	if value, ok := format.Constant(); ok {
+		c.shared = []string{trimValue(value)}
+	}
+	return c, nil
 }
 
 // NewHeaderRemoval returns the name of a header to remove, or an error as CheckHeaderName.
@@ -115,8 +121,12 @@ func (c *HeaderChanges) Empty() bool { return len(c.Remove) == 0 && len(c.Set) =
 // then the others are added, each in their order (Envoy's
 // HeaderParser.evaluateHeaders), unless InOrder. To have commands see the removals, v.Request
 // has h as its header. A value that comes out empty changes nothing unless KeepEmpty.
-// It allocates one slice per header that is set, and the values that are not constant.
+//
+// It allocates one slice for all headers that are set, and the values that are
+// not constant. Constant values of a request's headers (v.ResponseHeader is nil) are
+// shared by all requests; those of a response are its reader's own.
 func (c *HeaderChanges) Apply(h map[string][]string, form HeaderForm, v *Values) {
+	own := v.ResponseHeader != nil
 	for i := range c.Remove {
 		delete(h, c.Remove[i].key(form))
 	}
@@ -126,26 +136,30 @@ func (c *HeaderChanges) Apply(h map[string][]string, form HeaderForm, v *Values)
 			if s.Action == RemoveHeader {
 				delete(h, s.Name.key(form))
 			} else if value, ok := s.value(h, form, v); ok {
-				s.put(h, form, value)
+				if own || s.shared == nil {
+					s.put(h, form, []string{value})
+				} else {
+					s.put(h, form, s.shared[:1:1])
+				}
 			}
 		}
 		return
 	}
-	var few [8]string
-	values := few[:0]
-	if len(c.Set) > len(few) {
-		values = make([]string, 0, len(c.Set))
-	}
-	var skip uint64 // a bit for each of the first 64
+	var values []string // also the slices of the headers that are set; nil until one is
+	var skip uint64     // a bit for each of the first 64
 	var skipped []bool
 	if len(c.Set) > 64 {
 		skipped = make([]bool, len(c.Set))
 	}
 	for i := range c.Set {
 		value, ok := c.Set[i].value(h, form, v)
-		values = append(values, value)
 		switch {
+		case ok && !own && c.Set[i].shared != nil:
 		case ok:
+			if values == nil {
+				values = make([]string, len(c.Set))
+			}
+			values[i] = value
 		case skipped != nil:
 			skipped[i] = true
 		default:
@@ -158,7 +172,11 @@ func (c *HeaderChanges) Apply(h map[string][]string, form HeaderForm, v *Values)
 			if s.overwrites() != overwrite || skipped != nil && skipped[i] || skipped == nil && skip&(1<<i) != 0 {
 				continue
 			}
-			s.put(h, form, values[i])
+			if own || s.shared == nil {
+				s.put(h, form, values[i:i+1:i+1])
+			} else {
+				s.put(h, form, s.shared[:1:1])
+			}
 		}
 	}
 }
@@ -187,15 +205,18 @@ func (s *HeaderChange) value(h map[string][]string, form HeaderForm, v *Values) 
 	}
 	// White space around a value is no part of it (RFC 9110, section 5.5): it
 	// would be lost on the wire of HTTP/1.1, and refused on that of HTTP/2.
-	return strings.Trim(value, " \t"), true
+	return trimValue(value), true
 }
 
-func (s *HeaderChange) put(h map[string][]string, form HeaderForm, value string) {
+func trimValue(s string) string { return strings.Trim(s, " \t") }
+
+// put sets the header; value is its slice of one, which it may keep.
+func (s *HeaderChange) put(h map[string][]string, form HeaderForm, value []string) {
 	key := s.Name.key(form)
 	if there := h[key]; !s.overwrites() && len(there) > 0 {
 		// A new slice: the old one may be shared with the request as it was.
-		h[key] = append(there[:len(there):len(there)], value)
+		h[key] = append(there[:len(there):len(there)], value[0])
 		return
 	}
-	h[key] = []string{value}
+	h[key] = value
 }

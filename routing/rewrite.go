@@ -185,7 +185,8 @@ func (w *Rewrite) Authority(r *Request, endpointHostname string) string {
 		v, _ := w.HostHeader.first(r)
 		return v
 	case w.HostFormat != nil:
-		return w.HostFormat.string(&Values{Request: r})
+		// A host has "-" for what is not known; other formats leave it out (Envoy).
+		return string(w.HostFormat.append(nil, &Values{Request: r}, "-"))
 	}
 	return ""
 }

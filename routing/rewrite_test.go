@@ -187,8 +187,8 @@ func TestRewriteAuthority(t *testing.T) {
 		{"path, without the query", Rewrite{HostPathRegex: mustRewrite(t, "^/([^/]+)/.*$", `\1`)}, "host.test"},
 		{"path that is not matched", Rewrite{HostPathRegex: mustRewrite(t, "^/none$", `x`)}, "/host.test/x"},
 		{"format", Rewrite{HostFormat: mustFormat(t, "prefix-%REQ(x-host)%")}, "prefix-h.test"},
-		{"format without its header", Rewrite{HostFormat: mustFormat(t, "prefix-%REQ(x-none)%")}, "prefix-"},
-		{"empty format", Rewrite{HostFormat: mustFormat(t, "%REQ(x-none)%")}, ""},
+		{"format without its header", Rewrite{HostFormat: mustFormat(t, "prefix-%REQ(x-none)%")}, "prefix--"},
+		{"format of nothing", Rewrite{HostFormat: mustFormat(t, "%REQ(x-none)%")}, "-"},
 	} {
 		if got := c.w.Authority(r, "endpoint.test"); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)

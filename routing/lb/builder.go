@@ -53,6 +53,9 @@ type groupBuilder struct {
 	changed  [classes]uint64 // the edit of the last change
 	pools    [classes]*pool
 	made     [classes]uint64 // the edit in which pools was made
+	// Of everyone: they are on their way out, and count for no share of usable ones.
+	draining       uint64
+	drainingWeight uint64
 }
 
 type priorityBuilder struct {
@@ -98,8 +101,10 @@ func (b *Builder) Put(slot int32, m Member) {
 		if p.Member == m {
 			return
 		}
-		if p.Priority == m.Priority && p.Locality == m.Locality && p.Excluded == m.Excluded && p.class == classOf(m.Health) {
+		if p.Priority == m.Priority && p.Locality == m.Locality && p.Excluded == m.Excluded && p.class == classOf(m.Health) && (p.Health == Draining) == (m.Health == Draining) {
+			b.drained(p, -1)
 			p.Member = m
+			b.drained(p, 1)
 			b.reweigh(slot, p)
 			return
 		}
@@ -157,6 +162,23 @@ func (b *Builder) put(slot int32, p *place) {
 		p.group = g
 		p.zone = b.putIn(g, slot, p)
 	}
+	b.drained(p, 1)
+}
+
+// drained counts a member that is draining, in (1) or out (-1).
+func (b *Builder) drained(p *place, sign int) {
+	if p.Health != Draining || p.Excluded {
+		return
+	}
+	b.prios[p.Priority].drained(p, sign)
+	if p.group != nil {
+		p.group.drained(p, sign)
+	}
+}
+
+func (g *groupBuilder) drained(p *place, sign int) {
+	g.draining += uint64(sign)
+	g.drainingWeight += uint64(sign) * uint64(p.Weight)
 }
 
 func (b *Builder) putIn(g *groupBuilder, slot int32, p *place) (at [2]int32) {
@@ -173,6 +195,7 @@ func (b *Builder) take(p *place) {
 	if p.Excluded {
 		return
 	}
+	b.drained(p, -1)
 	b.takeFrom(&b.prios[p.Priority].groupBuilder, p, p.whole, func(m *place) *[2]int32 { return &m.whole })
 	if p.group != nil {
 		b.takeFrom(p.group, p, p.zone, func(m *place) *[2]int32 { return &m.zone })
@@ -245,11 +268,12 @@ func (b *Builder) health(prio *priorityBuilder) PriorityHealth {
 		Overprovisioning: b.sets.Overprovisioning,
 		Healthy:          uint64(prio.bags[healthy].n),
 		Degraded:         uint64(prio.bags[degraded].n),
+		Draining:         prio.draining,
 		Total:            uint64(prio.bags[everyone].n),
 	}
-	h.HealthyWeight, h.DegradedWeight, h.TotalWeight = h.Healthy, h.Degraded, h.Total
+	h.HealthyWeight, h.DegradedWeight, h.TotalWeight = h.Healthy, h.Degraded, h.Total-h.Draining
 	if b.sets.WeightedPriorityHealth {
-		h.HealthyWeight, h.DegradedWeight, h.TotalWeight = prio.bags[healthy].total, prio.bags[degraded].total, prio.bags[everyone].total
+		h.HealthyWeight, h.DegradedWeight, h.TotalWeight = prio.bags[healthy].total, prio.bags[degraded].total, prio.bags[everyone].total-prio.drainingWeight
 	}
 	return h
 }
@@ -264,6 +288,11 @@ func (b *Builder) pools(p *Picker, i int) {
 		return
 	}
 	p.usable += prio.bags[healthy].n
+	if hash {
+		// Tables have no degraded endpoints (Envoy).
+		state.pools[healthy] = b.wholePool(prio, i, healthy)
+		return
+	}
 	if p.loads[i].Degraded > 0 {
 		p.usable += prio.bags[degraded].n
 	}
@@ -271,7 +300,7 @@ func (b *Builder) pools(p *Picker, i int) {
 		state.pools[c] = b.wholePool(prio, i, c)
 	}
 	switch {
-	case hash || !b.byLocality():
+	case !b.byLocality():
 	case b.policy.LocalityWeighted:
 		for _, c := range [...]class{healthy, degraded} {
 			state.localities[c] = b.weighLocalities(prio, i, c)

@@ -22,7 +22,7 @@ func (b *Builder) weighLocalities(prio *priorityBuilder, priority int, c class) 
 		if weight == 0 || g.bags[c].n == 0 {
 			continue
 		}
-		usable := float64(g.bags[c].n) / float64(g.bags[everyone].n)
+		usable := float64(g.bags[c].n) / float64(uint64(g.bags[everyone].n)-g.draining)
 		sum += float64(weight) * min(1, factor/100*usable)
 		l.pools = append(l.pools, b.pool(g, c))
 		l.upTo = append(l.upTo, sum)

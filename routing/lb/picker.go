@@ -107,7 +107,7 @@ func (p *Picker) Pick(q *Query, loads Loads) (slot int32, priority int) {
 		return -1, 0
 	}
 	chosen := p.loads
-	if q.Excluded != 0 {
+	if q.Excluded != 0 && !p.policy.Kind.hashes() { // tables go by the hash alone (Envoy)
 		var few [maxStack]Load
 		other := few[:]
 		if len(p.prios) > maxStack {
@@ -143,7 +143,7 @@ func (p *Picker) PickIn(priority int, useDegraded bool, q *Query, loads Loads) i
 		return p.from(state.pools[everyone], q, loads)
 	}
 	c := healthy
-	if useDegraded {
+	if useDegraded && !p.policy.Kind.hashes() {
 		c = degraded
 	}
 	pool := state.pools[c]

@@ -3,7 +3,9 @@ package lb
 // PriorityHealth is what decides how much load a priority gets.
 type PriorityHealth struct {
 	Healthy, Degraded, Total uint64 // endpoints
-	// The same by weight where policy wants it (weighted_priority_health), else as above.
+	Draining                 uint64 // of Total: they count neither as usable nor as lost
+	// The same by weight where policy wants it (weighted_priority_health), else
+	// as above; TotalWeight is without those that drain.
 	HealthyWeight, DegradedWeight, TotalWeight uint64
 	Overprovisioning                           uint32 // per cent; 0 means 140
 }
@@ -28,8 +30,8 @@ func (h *PriorityHealth) availability() (healthy, degraded uint32) {
 // panics reports whether too few endpoints are usable.
 func (h *PriorityHealth) panics(threshold float64) bool {
 	percent := 0.0
-	if h.Total > 0 {
-		percent = 100*float64(h.Healthy)/float64(h.Total) + 100*float64(h.Degraded)/float64(h.Total)
+	if total := float64(h.Total - h.Draining); total > 0 {
+		percent = 100*float64(h.Healthy)/total + 100*float64(h.Degraded)/total
 	}
 	return percent < threshold
 }
