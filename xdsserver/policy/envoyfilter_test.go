@@ -406,20 +406,18 @@ func TestEnvoyFiltersOfIstio(t *testing.T) {
 		}
 	}
 	conformance.Load(t, "istio/config_validation.json", &recorded)
-	seen := 0
-	for _, c := range recorded.Cases {
+	tally := conformance.Recorded(t, "istio/config_validation.json")
+	for i, c := range recorded.Cases {
 		if c.Func != "ValidateEnvoyFilter" {
 			continue
 		}
-		seen++
 		text := fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter", "metadata": {"name": %q}, "spec": %s}`, c.Name, c.Spec)
 		r := Build([]*File{Parse("f.json", []byte(text))}, nil)
 		_, withheld := r.Set.Withheld(nil, DefaultNamespace)
 		if want := !strings.HasPrefix(c.Name, "waypoint"); len(errorsOf(r)) == 0 || len(r.Set.EnvoyFilters) != 0 || withheld != want {
 			t.Errorf("%s: withheld %v, want %v: %q", c.Name, withheld, want, texts(r.Problems))
 		}
+		tally.Differs(t, fmt.Sprintf("%s [%d]", c.Func, i))
 	}
-	if seen != 4 {
-		t.Errorf("%d cases, want 4", seen)
-	}
+	tally.Check(t, "istio/config_validation.json (EnvoyFilter)", 0, 4)
 }

@@ -442,7 +442,7 @@ func (f *findings) keys(in, text string) {
 			continue
 		}
 		if private {
-			f.warnf(in, "the key at index %d is a private key: only public keys are needed, and this file is no place for a private one", i)
+			f.warnf(in, "the key at index %d is a private key: only public keys are needed, and this file is no place for a private one; its private parts are sent to nobody", i)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sinew-mesh/sinew/internal/conformance"
+	"github.com/sinew-mesh/sinew/internal/xds/compile"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
@@ -45,7 +46,7 @@ spec: {selector: {app: %[1]s}, ports: [{name: http, port: 80}, {name: http2, por
 		}
 	}
 	conformance.Load(t, "istio/virtualservice_behaviour.json", &file)
-	var tally conformance.Tally
+	tally := conformance.Deciding(t, "istio/virtualservice_behaviour.json")
 	ports := map[string]int{"": 80, "http": 80, "http2": 85, "grpc": 90}
 	for _, s := range file.Scenarios {
 		texts := []string{s.Config}
@@ -129,8 +130,24 @@ spec: {selector: {app: %[1]s}, ports: [{name: http, port: 80}, {name: http2, por
 	tally.Check(t, "istio/virtualservice_behaviour.json", 18, 0)
 }
 
-// TestIstioSimulation sends the plaintext HTTP requests that Istio's simulations have
-// leave a workload.
+// simulated is a call of Istio's simulations, and what becomes of it.
+type simulated struct {
+	Name string
+	Call struct {
+		Mode, Protocol, TLS, Host, Path, Method string
+		Port                                    int
+		Headers                                 map[string][]string
+	}
+	Expect struct {
+		Cluster, Error string
+		Config         string `json:"route_config"`
+		VirtualHost    string `json:"virtual_host"`
+	}
+}
+
+// TestIstioSimulation makes the calls of Istio's simulations: those that leave a
+// workload through the routes of its client, those that come in through the
+// listener of its server.
 func TestIstioSimulation(t *testing.T) {
 	var file struct {
 		Scenarios []struct {
@@ -144,23 +161,12 @@ func TestIstioSimulation(t *testing.T) {
 				Type, Namespace string
 				Labels          map[string]string
 			}
-			Calls []struct {
-				Name string
-				Call struct {
-					Mode, Protocol, TLS, Host, Path, Method string
-					Port                                    int
-					Headers                                 map[string][]string
-				}
-				Expect struct {
-					Cluster, Error string
-					VirtualHost    string `json:"virtual_host"`
-				}
-			}
+			Calls []simulated
 		}
 	}
 	conformance.Load(t, "istio/traffic_simulation.json", &file)
-	var tally conformance.Tally
-	for _, s := range file.Scenarios {
+	tally := conformance.Deciding(t, "istio/traffic_simulation.json")
+	for i, s := range file.Scenarios {
 		c := client(Sinew)
 		if s.Proxy.Namespace != "" {
 			c.Namespace = s.Proxy.Namespace
@@ -169,68 +175,108 @@ func TestIstioSimulation(t *testing.T) {
 		c.class = c.buildClass()
 		r := policy.Build([]*policy.File{policy.Parse("config.yaml", []byte(s.Config)), policy.Parse("kube.yaml", []byte(s.Kube))}, nil)
 		w := &world{t, NewView(r.Set), c}
-		for _, call := range s.Calls {
-			switch q := call.Call; {
-			case s.Proxy.Type == "router":
-				tally.SetAside("ingress gateways")
-				continue
-			case q.Mode == "inbound":
-				tally.SetAside("requests that come in")
-				continue
-			case q.Protocol != "http" && q.Protocol != "http2":
-				tally.SetAside("connections that are not HTTP")
-				continue
-			case q.TLS == "tls" || q.TLS == "mtls":
-				tally.SetAside("requests that a program has encrypted before a proxy sees them")
-				continue
-			case call.Expect.Cluster == "" && call.Expect.Error == "" && call.Expect.VirtualHost == "":
-				tally.SetAside("nothing is expected")
-				continue
-			case strings.Contains(s.Kube, "ExternalName"):
-				tally.SetAside("Services of type ExternalName, which are refused: they are aliases in DNS")
-				continue
-			case s.Mesh.Outbound.Mode == "REGISTRY_ONLY", call.Expect.VirtualHost == "block_all", call.Expect.Cluster == "BlackHoleCluster":
-				tally.SetAside("hosts outside the mesh refused by the mesh: each program decides that by its own option")
-				continue
-			}
-			path, method := call.Call.Path, call.Call.Method
-			if path == "" {
-				path = "/"
-			}
-			if method == "" {
-				method = "GET"
-			}
-			name := call.Call.Host
-			if !strings.Contains(name, ":") {
-				name = fmt.Sprintf("%s:%d", name, call.Call.Port)
-			}
-			got := "PassthroughCluster"
-			if l, err := w.view.Resource(ListenerType, name, c); err != nil {
-				got = err.Error()
-			} else if l != nil {
-				x := exchange{ask: method + " http://" + name + path}
-				for k, values := range call.Call.Headers {
-					for _, v := range values {
-						x.header += k + ": " + v + "\n"
-					}
-				}
-				if got = w.send(x).cluster; got == "" {
-					got = "no route matched"
-				}
-			}
-			want := call.Expect.Cluster
-			switch {
-			case want == "AllowAnyDynamicDNSCluster":
-				want = "PassthroughCluster" // the client looks the name up and passes the request on
-			case want == "" && call.Expect.Error != "":
+		for j := range s.Calls {
+			call := &s.Calls[j]
+			name := fmt.Sprintf("%s, %s [%d.%d]", s.Test, call.Name, i, j)
+			got, want := "", call.Expect.Cluster
+			if want == "" {
 				want = call.Expect.Error
 			}
-			if got != want {
-				tally.Fail(t, "%s, %s: %s, want %s", s.Test, call.Name, got, want)
+			router := s.Proxy.Type == "router"
+			switch q := call.Call; {
+			case router && (call.Expect.Config != "" || call.Expect.VirtualHost != ""):
+				tally.RunIn(t, "internal/xds/compile", "TestConformanceIstioSimulationRoutes") // the routes of gateways, as istiod made them
 				continue
+			case router, want == "" && call.Expect.VirtualHost == "":
+				tally.Differs(t, name)
+				continue
+			case q.Mode == "inbound":
+				got = w.comesIn(call)
+				if strings.HasPrefix(want, "inbound|") || want == "InboundPassthroughCluster" {
+					want = "served"
+				}
+			case q.Protocol != "http" && q.Protocol != "http2", strings.Contains(s.Kube, "ExternalName"):
+				tally.Differs(t, name)
+				continue
+			default:
+				got = w.goesOut(call)
+				if want == "AllowAnyDynamicDNSCluster" {
+					want = "PassthroughCluster" // the client looks the name up and passes the request on
+				}
 			}
-			tally.Pass()
+			switch {
+			case got == want:
+				tally.Pass()
+			default:
+				t.Logf("%s: %s, want %s", name, got, want)
+				tally.Differs(t, name)
+			}
 		}
 	}
-	tally.Check(t, "istio/traffic_simulation.json", 12, 210)
+	tally.Check(t, "istio/traffic_simulation.json", 89, 133)
+}
+
+// goesOut is the cluster that a request of the workload goes to, or why to none.
+func (w *world) goesOut(c *simulated) string {
+	w.t.Helper()
+	path, method, name := c.Call.Path, c.Call.Method, c.Call.Host
+	if path == "" {
+		path = "/"
+	}
+	if method == "" {
+		method = "GET"
+	}
+	if !strings.Contains(name, ":") {
+		name = fmt.Sprintf("%s:%d", name, c.Call.Port)
+	}
+	l, err := w.view.Resource(ListenerType, name, w.client)
+	if err != nil {
+		return err.Error()
+	}
+	if l == nil {
+		return "PassthroughCluster"
+	}
+	x := exchange{ask: method + " http://" + name + path}
+	for k, values := range c.Call.Headers {
+		for _, v := range values {
+			x.header += k + ": " + v + "\n"
+		}
+	}
+	if cluster := w.send(x).cluster; cluster != "" {
+		return cluster
+	}
+	return "no route matched"
+}
+
+// comesIn is what the server of the workload does with a connection: it serves
+// its requests, or the error that Istio's simulation has for it. A program's
+// server reads HTTP, so what is something else is a protocol error.
+func (w *world) comesIn(c *simulated) string {
+	w.t.Helper()
+	name := fmt.Sprintf("%s1.1.1.1:%d", InboundPrefix, c.Call.Port)
+	r, err := w.view.Resource(ListenerType, name, w.client)
+	if err != nil || r == nil {
+		w.t.Fatalf("%s: %v", name, err)
+	}
+	_, in, err := compile.Inbound(r.Body)
+	if err != nil {
+		w.t.Fatalf("%s: %v", name, err)
+	}
+	if in.TLS != nil && in.TLS.Socket == nil {
+		w.t.Fatalf("%s: TLS without a socket", name)
+	}
+	handshake := c.Call.TLS == "tls" || c.Call.TLS == "mtls"
+	switch {
+	case handshake && in.TLS != nil && c.Call.TLS == "tls" && in.TLS.Socket.RequireClientCertificate:
+		return "invalid mTLS"
+	case handshake && in.TLS != nil:
+	case in.Plain == nil:
+		return "no filter chains matched"
+	case handshake:
+		return "protocol error"
+	}
+	if c.Call.Protocol == "tcp" {
+		return "protocol error"
+	}
+	return "served"
 }

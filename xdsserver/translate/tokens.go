@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -117,7 +118,7 @@ func (b *builder) provider(r *security.JWTRule, at, namespace string) (*jwtv3.Jw
 		return nil, fmt.Errorf("%s: has both jwks and jwksUri", at)
 	case r.GetJwks() != "":
 		out.JwksSourceSpecifier = &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{
-			Specifier: &corev3.DataSource_InlineString{InlineString: r.GetJwks()},
+			Specifier: &corev3.DataSource_InlineString{InlineString: publicKeys(r.GetJwks())},
 		}}
 	case r.GetJwksUri() == "":
 		// Istio asks the issuer where its keys are. Whoever answers there in its place
@@ -167,4 +168,38 @@ func (b *builder) keysCluster(uri, namespace string) (string, error) {
 		}
 	}
 	return TrafficName{Port: uint32(port), Host: b.view.set.ResolveHost(strings.ToLower(u.Hostname()), namespace)}.String(), nil
+}
+
+// privateMembers are the members of a JSON web key that only its owner may know (RFC 7518, 6).
+var privateMembers = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+
+// publicKeys is a set of keys without what is private in it: a private key that
+// stands in a policy by mistake goes to no client. What is no set of keys stays as it is.
+func publicKeys(set string) string {
+	var document map[string]json.RawMessage
+	var keys []map[string]json.RawMessage
+	if json.Unmarshal([]byte(set), &document) != nil || json.Unmarshal(document["keys"], &keys) != nil {
+		return set
+	}
+	changed := false
+	for _, key := range keys {
+		for _, name := range privateMembers {
+			if _, ok := key[name]; ok {
+				delete(key, name)
+				changed = true
+			}
+		}
+	}
+	if !changed {
+		return set
+	}
+	b, err := json.Marshal(keys)
+	if err != nil {
+		return set
+	}
+	document["keys"] = b
+	if b, err = json.Marshal(document); err != nil {
+		return set
+	}
+	return string(b)
 }

@@ -94,6 +94,10 @@ func TestConformanceIstioSimulationRoutes(t *testing.T) {
 			tally.Pass()
 		}
 		for _, c := range s.Calls {
+			if c.Expect.Config == "" && c.Expect.Host != "" && len(configs) == 1 {
+				for c.Expect.Config = range configs { // there is no other
+				}
+			}
 			if c.Expect.Config == "" {
 				continue // the call does not come as far as routes, or its record does not say so
 			}
@@ -122,8 +126,8 @@ func TestConformanceIstioSimulationRoutes(t *testing.T) {
 			tally.Pass()
 		}
 	}
-	if calls != 18 {
+	if calls != 19 {
 		t.Errorf("%d calls", calls)
 	}
-	tally.Check(t, file, 35+18, 0)
+	tally.Check(t, file, 35+19, 0)
 }

@@ -178,6 +178,9 @@ func headerMatch(m *routev3.HeaderMatcher) (routing.HeaderMatch, *fault) {
 	if m.GetName() == "" {
 		return h, faultf("name", "is empty")
 	}
+	if strings.ContainsAny(m.GetName(), "\r\n\x00") {
+		return h, faultf("name", "%q has a control character", m.GetName())
+	}
 	var f *fault
 	switch s := m.GetHeaderMatchSpecifier().(type) {
 	case nil:

@@ -102,6 +102,9 @@ func regexRewrite(m *matcherv3.RegexMatchAndSubstitute) (*routing.RegexRewrite, 
 	if m.GetPattern().GetRegex() == "" {
 		return nil, faultf("pattern.regex", "is empty")
 	}
+	if strings.ContainsAny(m.GetSubstitution(), "\r\n\x00") {
+		return nil, faultf("substitution", "has a control character")
+	}
 	r, err := routing.NewRegexRewrite(m.GetPattern().GetRegex(), m.GetSubstitution())
 	if err != nil {
 		return nil, faultf("", "%v", err)

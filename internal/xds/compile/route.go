@@ -4,6 +4,7 @@ package compile
 
 import (
 	"net/http"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -74,6 +75,11 @@ func routeConfig(m *routev3.RouteConfiguration) (*snapshot.RouteConfig, *fault) 
 	domains := make([][]string, len(m.GetVirtualHosts()))
 	for i, vh := range m.GetVirtualHosts() {
 		domains[i] = vh.GetDomains()
+		for j, domain := range domains[i] {
+			if strings.ContainsAny(domain, "\r\n\x00") {
+				return nil, faultf("", "%q has a control character", domain).underIndex("domains", j).underIndex("virtual_hosts", i)
+			}
+		}
 		if f := r.virtualHost(vh, &rc.VirtualHosts[i]); f != nil {
 			return nil, f.underIndex("virtual_hosts", i)
 		}
@@ -237,8 +243,15 @@ func (h *hostReader) action(m *routev3.RouteAction, r *snapshot.Route, filters f
 	default:
 		return faultf("priority", "value %d is not known", m.GetPriority())
 	}
+	kinds := make(map[string]bool)
 	for i, u := range m.GetUpgradeConfigs() {
-		if f := upgrade(u.GetUpgradeType(), u.GetEnabled()); f != nil {
+		f := upgrade(u.GetUpgradeType(), u.GetEnabled())
+		if kind := strings.ToLower(u.GetUpgradeType()); f == nil && kinds[kind] {
+			f = faultf("upgrade_type", "%q occurs twice", u.GetUpgradeType())
+		} else {
+			kinds[kind] = true
+		}
+		if f != nil {
 			return f.underIndex("upgrade_configs", i)
 		}
 	}

@@ -153,6 +153,8 @@ func TestRouteErrorsNameTheField(t *testing.T) {
 		{toCluster(`"metadata_match": {"filter_metadata": {"envoy.lb": {"v": true}}}`), r + `.route.metadata_match.filter_metadata["envoy.lb"].v`},
 		{toCluster(`"upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "connect"}]`), r + ".route.upgrade_configs[1].upgrade_type"},
 		{toCluster(`"upgrade_configs": [{"upgrade_type": "websocket", "enabled": false}]`), r + ".route.upgrade_configs[0].enabled"},
+		{toCluster(`"upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "WebSocket"}]`), r + ".route.upgrade_configs[1].upgrade_type"},
+		{toCluster(`"regex_rewrite": {"pattern": {"regex": "x"}, "substitution": "a\nb"}`), r + ".route.regex_rewrite.substitution"},
 		{toCluster(`"prefix_rewrite": "/x", "regex_rewrite": {"pattern": {"regex": "a"}}`), r + ".route"},
 		{toCluster(`"prefix_rewrite": "/x y"`), r + ".route"},
 		{toCluster(`"regex_rewrite": {"pattern": {"regex": "("}}`), r + ".route.regex_rewrite"},

@@ -31,6 +31,11 @@ func oldSubsets(m *clusterv3.Cluster_LbSubsetConfig, p *lb.Policy) *fault {
 	for _, s := range m.GetSubsetSelectors() {
 		c.selectors = append(c.selectors, subsetSelector{s.GetKeys(), int32(s.GetFallbackPolicy())})
 	}
+	if len(c.selectors) == 0 {
+		// It is read, and used for nothing: all endpoints are, whatever the fallback (Envoy).
+		unused := *p
+		return subsets(&c, &unused)
+	}
 	return subsets(&c, p)
 }
 
