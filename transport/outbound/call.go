@@ -2,16 +2,21 @@ package outbound
 
 import (
 	"context"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
+	"github.com/sinew-mesh/sinew/routing/lb"
 )
 
 // Call is one outbound request, from the decision where it goes to the end of
-// its response. The adapter owns it, fills in Request and calls its methods
-// from one goroutine at a time.
+// its response. The adapter owns it, fills in Request, and may run several
+// tries of it side by side; Decide comes before them and Finish after them.
 type Call struct {
 	Request routing.Request
 
@@ -21,35 +26,48 @@ type Call struct {
 	engine   *Engine
 	host     *host
 	route    *route
-	leg      *leg
+	leg      *leg     // nil until a destination is chosen
+	cluster  *Cluster // leg's
+	retry    *resilience.RetryPolicy
+	rare     *rare // nil for most calls
 	began    time.Time
-	ready    time.Time // began, or when the policy had come
-	attempt  int       // attempts begun
-	backoffs int       // pauses that the policy chose, rather than a response
-	state    callState
+	ready    time.Time // when time limits begin: began, or when the policy had come or a delay had passed
+	deadline time.Time // of the caller's context, where the server is told of it in a header
+	global   time.Duration
+	limit    time.Duration // global, or that of streams if it is less
+	perTry   time.Duration
+	idle     time.Duration
+	priority resilience.Priority
+	hash     uint64      // by which an endpoint is chosen
+	told     bool        // the request has headers that are consumed here
+	hashed   bool        // there is a hash
+	admitted bool        // holds a place among the cluster's requests
+	settled  func(error) // takes the breaker's outcome; nil without a breaker
 
-	// tried are the endpoints of earlier attempts; more than these are not avoided.
-	tried   [4]*Endpoint
-	settled func(error) // takes the breaker's outcome; nil without a breaker
+	attempts atomic.Int32 // begun
+	hedges   atomic.Int32 // attempts that begin beside the first
+	held     atomic.Int32 // places among the cluster's retries
+	finished atomic.Bool  // Finish was called
+
+	mu       sync.Mutex // guards what tries side by side share
+	granted  int        // places of attempts after the first that were given
+	backoffs int        // pauses that the policy chose, rather than a response
+	tried    [maxTried]tried
 }
 
-// callState says which of the cluster's counts the call holds.
-type callState struct {
-	admitted, retrying, finished bool
-}
+// maxTried is how many attempts' endpoints are kept; more are not avoided.
+const maxTried = 4
 
-// Lease is a hold on an endpoint for one attempt.
-type Lease struct {
+// tried is where an attempt went.
+type tried struct {
 	endpoint *Endpoint
-	state    *clusterState
-	cluster  *Cluster
-	security *snapshot.ClientTLS
-	channel  channel
+	priority int
 }
 
 // Decide finds the route for c.Request at the host that authority and scheme
-// name, as a URL gives them, and chooses among the route's clusters. It waits
-// for policy that has not come yet. Errors are *NotReadyError and *NoRouteError.
+// name, as a URL gives them. Then either policy answers by itself (Local), or a
+// cluster is chosen. It waits for policy that has not come yet. Errors are
+// *NotReadyError and *NoRouteError.
 func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) error {
 	now := time.Now()
 	c.engine, c.began, c.ready = e, now, now
@@ -61,43 +79,189 @@ func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) 
 		return err
 	}
 	c.host = h
+	if h.claims && c.Request.Claims == nil {
+		if claims, ok := identity.ClaimsFromContext(ctx); ok {
+			c.Request.Claims = claims.Values()
+		}
+	}
 	i := h.snap.VirtualHost.Match(&c.Request, e.draw())
 	if i < 0 {
 		return &NoRouteError{Place: c.Place(), Reason: "no route matches " + c.Request.Method + " " + c.Request.Path}
 	}
 	c.route = &h.routes[i]
-	leg := 0
-	if len(c.route.legs) > 1 {
-		leg = c.route.snap.Clusters.Choose(e.draw())
+	snap := c.route.snap
+	c.priority = snap.Priority
+	c.retry = snap.Retry
+	if c.told = tellsRouter(&c.Request); c.told {
+		if c.retry != nil {
+			c.retry = c.retry.WithRequest(&c.Request)
+		} else {
+			c.retry = resilience.RetryPolicyOf(&c.Request)
+		}
 	}
-	if leg < 0 || leg >= len(c.route.legs) || c.route.legs[leg].cluster == nil {
+	c.timeLimits(ctx)
+	leg := len(c.route.legs) - 1
+	if leg > 0 {
+		leg = snap.Clusters.Choose(e.draw())
+	}
+	if leg >= 0 {
+		if chosen := &c.route.legs[leg]; chosen.cluster != nil {
+			c.leg, c.cluster = chosen, chosen.cluster
+		}
+	}
+	if c.route.special {
+		c.filters(leg)
+		if c.Local() != nil {
+			return nil
+		}
+		if c.leg == nil {
+			found, err := c.byHeader(ctx, leg)
+			if err != nil {
+				return err
+			}
+			if !found {
+				c.noCluster()
+				return nil
+			}
+		}
+	}
+	if c.leg == nil {
 		return &NoRouteError{Place: c.Place(), Reason: "the route names no cluster that is there"}
 	}
-	c.leg = &c.route.legs[leg]
+	if c.route.echoes && c.route.outgoing {
+		c.more() // before tries run side by side
+	}
+	if len(snap.Hash) > 0 {
+		c.hashRequest()
+	}
 	return nil
 }
 
-// Timeout returns the limit on the whole call, or zero.
-func (c *Call) Timeout() time.Duration {
-	d := c.route.snap.Timeout
-	limit := c.route.snap.MaxStreamDuration
-	if limit == 0 {
-		limit = c.host.snap.MaxStreamDuration
+// hashRequest finds the hash by which an endpoint is chosen: that of the request
+// as it goes out (Envoy). Where the cluster does not choose by it there is none,
+// nor a cookie to issue.
+func (c *Call) hashRequest() {
+	config := c.cluster.current.Load().config
+	if kind := config.LB.Kind; kind != lb.RingHash && kind != lb.Maglev && len(config.Underlying) == 0 {
+		return
 	}
-	if limit != 0 && (d == 0 || limit < d) {
-		return limit
+	r := &c.Request
+	if c.route.rehash {
+		to := changed{Request: *r}
+		to.Header = c.copyHeader()
+		c.rewrite(1, nil, &to)
+		r = &to.Request
 	}
-	return d
+	origin := c.engine.options.Source
+	if c.route.issues {
+		// Who has no cookie yet is somebody new: the callers that this process
+		// serves must not all be sent to one endpoint.
+		origin.Local = strconv.FormatUint(c.engine.draw(), 36)
+	}
+	var cookie string
+	if c.hash, c.hashed, cookie = routing.HashOf(c.route.snap.Hash, r, origin); cookie != "" {
+		c.more().cookie = cookie
+	}
 }
 
-// Retry returns the route's retry policy, or nil.
-func (c *Call) Retry() *resilience.RetryPolicy { return c.route.snap.Retry }
+// byHeader chooses the cluster that a header of the request names, for the
+// destination i or a route without destinations. It waits for a cluster that the
+// control plane was not asked for yet, and reports false where it does not exist.
+func (c *Call) byHeader(ctx context.Context, i int) (found bool, err error) {
+	name := &c.route.snap.ClusterHeader
+	if legs := c.route.snap.Legs; i >= 0 && i < len(legs) && legs[i].ClusterHeader.String() != "" {
+		name = &legs[i].ClusterHeader
+	}
+	if name.String() == "" {
+		return true, nil // there is a name, but no such cluster: that is an error of policy
+	}
+	values := name.In(c.Request.Header, c.Request.Form)
+	if len(values) == 0 {
+		return false, nil
+	}
+	to := c.named(values[0])
+	if to == nil {
+		if err := c.engine.awaitCluster(ctx, values[0], c.Place()); err != nil {
+			return false, err
+		}
+		c.ready = time.Now()
+		if to = c.named(values[0]); to == nil {
+			return false, nil
+		}
+	}
+	if i >= 0 {
+		// What is particular to the destination holds for whatever cluster is named.
+		with := *to
+		with.snap, with.subset = c.route.legs[i].snap, c.route.legs[i].subset
+		to = &with
+	}
+	c.leg, c.cluster = to, to.cluster
+	return true, nil
+}
+
+// named returns the way to a cluster by its name, or nil where it is not there.
+func (c *Call) named(name string) *leg {
+	cluster := c.engine.view.Load().clusters[name]
+	if cluster == nil {
+		return nil
+	}
+	config := cluster.current.Load().config
+	if config.Used != nil && !config.Used.Load() {
+		config.Used.Store(true)
+	}
+	if config.Absent {
+		return nil
+	}
+	if to, ok := c.route.named.Load(name); ok && to.(*leg).cluster == cluster {
+		return to.(*leg)
+	}
+	to := &leg{cluster: cluster, telemetry: c.engine.describe(c.host.snap.Name, c.route.snap.Name, name, cluster), subset: c.route.snap.Subset}
+	c.route.named.Store(name, to)
+	return to
+}
+
+// awaitCluster waits until it is known what a cluster's name stands for. The error is *NotReadyError.
+func (e *Engine) awaitCluster(ctx context.Context, name string, place Place) error {
+	if e.options.SubscribeCluster == nil {
+		return nil
+	}
+	place.Cluster = name
+	began := time.Now()
+	var timer *time.Timer
+	for {
+		// The channel first: an install after this line closes it.
+		changed := *e.changed.Load()
+		if e.view.Load().clusters[name] != nil {
+			return nil
+		}
+		if timer == nil {
+			timer = time.NewTimer(e.options.PolicyWait)
+			defer timer.Stop()
+			e.options.SubscribeCluster(name)
+		}
+		failed := func(err error) error {
+			return &NotReadyError{Place: place, Missing: "policy", Waited: time.Since(began), Err: err}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return failed(e.trouble(ctx.Err()))
+		case <-timer.C:
+			return failed(e.trouble(nil))
+		case <-e.closed:
+			return failed(ErrClosed)
+		}
+	}
+}
 
 // Passes reports that the host is outside the mesh: the request goes where its URL says.
 func (c *Call) Passes() bool { return c.host.pass }
 
 // Attempts returns the number of attempts begun.
-func (c *Call) Attempts() int { return c.attempt }
+func (c *Call) Attempts() int { return int(c.attempts.Load()) }
+
+// Priority returns the thresholds that the call counts against.
+func (c *Call) Priority() resilience.Priority { return c.priority }
 
 // Ready returns when the call's policy was there: when it began, or when the
 // wait for policy had ended. Time limits and the first attempt count from it.
@@ -111,8 +275,8 @@ func (c *Call) Leg() any {
 	return c.leg.telemetry
 }
 
-// Cluster returns the configuration of the cluster that Decide chose.
-func (c *Call) Cluster() *snapshot.Cluster { return c.leg.cluster.current.Load().config }
+// Cluster returns the configuration of the cluster that Decide chose; there is none where Local is not nil.
+func (c *Call) Cluster() *snapshot.Cluster { return c.cluster.current.Load().config }
 
 // Place names what is known of where the call goes, for errors.
 func (c *Call) Place() Place {
@@ -129,161 +293,28 @@ func (c *Call) Place() Place {
 	return p
 }
 
-// Begin admits an attempt. The first one takes a place among the cluster's
-// requests and may be refused: *LimitError, *BreakerOpenError.
-func (c *Call) Begin() error {
-	c.attempt++
-	if c.attempt > 1 {
-		return nil // Next has admitted it
-	}
-	cluster := c.leg.cluster
-	s := cluster.current.Load()
-	for i := range s.config.Endpoints.Drops {
-		if drop := &s.config.Endpoints.Drops[i]; c.engine.draw()%1_000_000 < uint64(drop.PerMillion) {
-			return &LimitError{Place: c.Place(), Limit: "drop_overload", Max: drop.PerMillion}
-		}
-	}
-	if others := cluster.requests.Add(1) - 1; !s.config.Limits.AllowsRequest(others) {
-		cluster.requests.Add(-1)
-		return &LimitError{Place: c.Place(), Limit: "max_requests", Max: s.config.Limits.MaxRequests}
-	}
-	c.state.admitted = true
-	if s.breaker != nil {
-		settled, err := s.breaker.allow()
-		if err != nil {
-			return &BreakerOpenError{Place: c.Place(), Err: err}
-		}
-		c.settled = settled
-	}
-	return nil
-}
-
-// Pick takes a lease on an endpoint for the attempt that has begun. The error is *NoHealthyEndpointError.
-func (c *Call) Pick(l *Lease) error {
-	cluster := c.leg.cluster
-	s := cluster.current.Load()
-	choices := 1
-	if r := c.route.snap.Retry; r != nil && r.AvoidPrevious && c.attempt > 1 {
-		// Envoy chooses again so many times before it takes an endpoint that was tried already.
-		choices = max(1, int(r.SelectAttempts))
-	}
-	var endpoint *Endpoint
-	var security *snapshot.ClientTLS
-	for range choices {
-		i := s.picker.Pick(cluster.picks.Add(1), c.engine.draw(), s)
-		if i < 0 {
-			return &NoHealthyEndpointError{Place: c.Place(), Endpoints: len(s.endpoints), Err: s.config.Err}
-		}
-		endpoint, security = s.endpoints[i], s.tls(i)
-		if !c.hasTried(endpoint) {
-			break
-		}
-	}
-	if c.attempt <= len(c.tried) {
-		c.tried[c.attempt-1] = endpoint
-	}
-	endpoint.active.Add(1)
-	endpoint.requests.Add(1)
-	*l = Lease{endpoint: endpoint, state: s, cluster: cluster, security: security, channel: channelOf(security, c.Request.Scheme)}
-	return nil
-}
-
-func (c *Call) hasTried(e *Endpoint) bool {
-	for _, tried := range c.tried[:min(c.attempt-1, len(c.tried))] {
-		if tried == e {
-			return true
-		}
-	}
-	return false
-}
-
-// Next decides after an attempt whether there shall be another, and after what
-// pause. The adapter asks only while nothing of the response has reached the
-// caller and the request can be sent again.
-func (c *Call) Next(o *resilience.Outcome) (wait time.Duration, again bool) {
-	policy := c.route.snap.Retry
-	if policy == nil || !policy.Retriable(o) || !policy.AllowsRequest(&c.Request) {
-		return 0, false
-	}
-	cluster := c.leg.cluster
-	config := cluster.current.Load().config
-	c.leaveRetry()
-	// Counted first and given back if refused, so that calls side by side can not exceed a limit together.
-	others := cluster.retries.Add(1) - 1
-	refused := ""
-	switch {
-	case c.attempt > int(policy.NumRetries):
-		refused = "limit"
-	case config.RetryBudget != nil && !config.RetryBudget.Allows(cluster.requests.Load(), others):
-		refused = "budget"
-	case config.RetryBudget == nil && !config.Limits.AllowsRetry(others):
-		refused = "max_retries"
-	}
-	if c.engine.options.Observer != nil {
-		c.engine.options.Observer.Retry(c, refused)
-	}
-	c.state.retrying = true
-	if refused != "" {
-		c.leaveRetry()
-		return 0, false
-	}
-	wait, asked := policy.Delay(o, c.backoffs+1, time.Now(), c.engine.draw())
-	if !asked {
-		c.backoffs++
-	}
-	return wait, true
-}
-
-func (c *Call) leaveRetry() {
-	if c.state.retrying {
-		c.state.retrying = false
-		c.leg.cluster.retries.Add(-1)
-	}
-}
-
-// Committed frees the call's place among the retries: the response to the present attempt is the call's.
-func (c *Call) Committed() { c.leaveRetry() }
-
 // Finish ends the call with its last outcome. Only the first of several calls counts.
 func (c *Call) Finish(o *resilience.Outcome) {
-	if c.state.finished {
+	if c.finished.Swap(true) {
 		return
 	}
-	c.state.finished = true
-	if c.leg != nil {
-		c.leaveRetry()
+	if c.cluster != nil {
+		c.leaveRetries()
 	}
-	if c.state.admitted {
-		c.leg.cluster.requests.Add(-1)
+	if c.rare != nil {
+		c.leaveFaults()
+		c.leaveAdaptive(o)
+		if c.rare.shadow != nil {
+			c.engine.shadows.Add(-1)
+		}
+	}
+	if c.admitted {
+		c.cluster.requests[c.priority].Add(-1)
 	}
 	if c.settled != nil {
 		c.settled(verdict(o))
 	}
 	if c.engine.options.Observer != nil {
 		c.engine.options.Observer.CallEnd(c, o, time.Since(c.began))
-	}
-}
-
-// Endpoint returns the endpoint that the lease holds.
-func (l *Lease) Endpoint() *Endpoint { return l.endpoint }
-
-// Wire returns the adapter's state for the endpoint's cluster.
-func (l *Lease) Wire() Wire { return l.state.wire }
-
-// Security returns how the connection to the endpoint is secured; nil means
-// plaintext. It is a value of the configuration that Wire was made from.
-func (l *Lease) Security() *snapshot.ClientTLS { return l.security }
-
-// Report counts the attempt's outcome for the endpoint.
-func (l *Lease) Report(o *resilience.Outcome) {
-	l.cluster.usage.count(l.channel, o)
-	l.cluster.report(l.state, l.endpoint, o)
-}
-
-// Release frees the endpoint of this attempt. It may be called again.
-func (l *Lease) Release() {
-	if l.endpoint != nil {
-		l.endpoint.active.Add(-1)
-		l.endpoint = nil
 	}
 }

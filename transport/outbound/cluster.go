@@ -4,12 +4,12 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
-	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing/lb"
 )
 
@@ -21,100 +21,106 @@ type Wire interface {
 }
 
 // Cluster is the live state of a cluster. It outlives snapshots: counters,
-// breakers and ejections carry over from one to the next.
+// breakers, ejections, latencies and health carry over from one to the next, by address.
 type Cluster struct {
 	name   string
 	engine *Engine
+	epoch  time.Time // latencies and joining count from it
+	client string    // by which the client's endpoints are chosen
 
-	current  atomic.Pointer[clusterState]
-	requests atomic.Int64  // calls in flight
-	retries  atomic.Int64  // retries in flight
-	picks    atomic.Uint64 // sequence number for pickers
-	usage    usage
+	current   atomic.Pointer[clusterState]
+	requests  counts        // calls in flight
+	retries   retries       // retries in flight
+	held      atomic.Int64  // attempts in flight, where a policy bounds the load
+	picks     atomic.Uint64 // sequence number for pickers
+	used      atomic.Bool   // there was a request
+	usage     usage
+	reweighed atomic.Int64 // when the weights that endpoints report were last taken, in ns after epoch
+	combined  atomic.Pointer[combination]
 
-	mu      sync.Mutex // guards the rest; a request takes it only to eject an endpoint
-	known   map[string]*Endpoint
-	ejected int
-	tick    *time.Timer // runs while an endpoint is ejected or has been lately
-	breaker *breaker
-	closed  bool
+	mu        sync.Mutex // guards the rest; a request takes it only to change an endpoint's standing
+	known     map[string]*Endpoint
+	builder   *lb.Builder
+	subsets   map[string]*subset
+	slots     slots
+	free      []int32       // slots without an endpoint
+	count     int32         // slots ever used
+	edit      uint64        // of slots, and the mark of endpoints
+	subsetter *lb.Subsetter // once the cluster has had more endpoints than a client uses
+	oldest    time.Time     // when the first and the last of the endpoints joined; for slow start
+	newest    time.Time
+	ejected   int
+	tick      *time.Timer // of the sweep
+	sweeping  atomic.Bool // tick runs
+	breaker   *breaker
+	health    *healthChecks // nil where nothing is checked
+	names     *dns          // nil where nothing is looked up
+	closed    bool
 }
 
 // clusterState is what one pick reads: immutable but for the endpoints' own counters.
 type clusterState struct {
-	config    *snapshot.Cluster
-	endpoints []*Endpoint // by index in config.Endpoints.All
-	picker    lb.Picker
-	usable    int
-	panicked  bool
-	wire      Wire
+	cluster *Cluster
+	config  *snapshot.Cluster
+	picker  *lb.Picker
+	subsets map[string]*lb.Picker // by subsetKey; nil values for what has no endpoint to use
+	slots   slots
+	wire    Wire
 	// made is the configuration that wire was made from: config, or an older
-	// one with the same connection settings. What security has is of made, so
+	// one with the same connection settings. What tlsOf returns is of made, so
 	// that a wire knows its values by their address.
-	made     *snapshot.Cluster
-	security []*snapshot.ClientTLS // by index in config.Endpoints.All; nil where all connections are plaintext
-	breaker  *breaker
+	made    *snapshot.Cluster
+	breaker *breaker
+	timed   bool // picking needs the time
+	bounded bool // picking needs the requests in flight at all endpoints
 }
 
-// tls returns how connections to an endpoint are secured; nil means plaintext.
-func (s *clusterState) tls(i int) *snapshot.ClientTLS {
-	if s.security == nil {
-		return nil
+// tlsOf returns how connections to an endpoint are secured; nil means plaintext.
+func (s *clusterState) tlsOf(e *Endpoint) *snapshot.ClientTLS {
+	if len(s.made.Sockets) == 0 {
+		return s.made.TLS
 	}
-	return s.security[i]
+	return s.made.Security(e.spec.Load().Socket)
 }
 
-// Active returns the requests in flight at an endpoint, for the picker.
-func (s *clusterState) Active(i int) int64 { return s.endpoints[i].active.Load() }
+// Active is part of lb.Loads.
+func (s *clusterState) Active(slot int32) int64 { return s.slots.at(slot).active.Load() }
 
-// Endpoint is the live state of one address of one cluster.
-type Endpoint struct {
-	Address string
-
-	active   atomic.Int64
-	requests atomic.Uint64
-	failures atomic.Uint64
-
-	streak   atomic.Uint64       // resilience.Streak
-	ejected  atomic.Bool         // as ejection.Ejected, for readers without the cluster's mutex
-	ejection resilience.Ejection // guarded by the cluster's mutex
+// Cost is part of lb.Loads.
+func (s *clusterState) Cost(slot int32, now time.Time) float64 {
+	e := s.slots.at(slot)
+	return lb.Latency(e.latency.Load()).Estimate(now.Sub(s.cluster.epoch), s.config.LB.Decay) * float64(e.active.Load()+1)
 }
+
+// Joined is part of lb.Loads.
+func (s *clusterState) Joined(slot int32) time.Time {
+	return s.cluster.epoch.Add(time.Duration(s.slots.at(slot).joined.Load()))
+}
+
+// Total is part of lb.Loads.
+func (s *clusterState) Total() int64 { return s.cluster.held.Load() }
 
 func (e *Engine) newCluster(name string) *Cluster {
-	c := &Cluster{name: name, engine: e}
+	c := &Cluster{name: name, engine: e, epoch: time.Now(), client: e.options.Client, known: make(map[string]*Endpoint)}
+	if c.client == "" {
+		// Processes without an identity must not all choose the same endpoints.
+		c.client = strconv.FormatUint(e.draw(), 16)
+	}
 	// Clients that start together must not all begin at the first endpoint.
 	c.picks.Store(e.draw())
 	return c
 }
 
-// update makes a new configuration the current one.
+// update makes a new configuration the current one. It looks at every endpoint
+// and allocates for those that have changed.
 func (c *Cluster) update(config *snapshot.Cluster) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.current.Load()
-	if old != nil && old.config == config {
+	if c.closed || old != nil && old.config == config {
 		return
 	}
-	known := make(map[string]*Endpoint, len(config.Endpoints.All))
-	endpoints := make([]*Endpoint, len(config.Endpoints.All))
-	for i := range config.Endpoints.All {
-		address := config.Endpoints.All[i].Address
-		e := known[address]
-		if e == nil {
-			if e = c.known[address]; e == nil {
-				e = &Endpoint{Address: address}
-			}
-			known[address] = e
-		}
-		endpoints[i] = e
-	}
-	for address, e := range c.known {
-		if e.ejection.Ejected && (config.Outlier == nil || known[address] != e) {
-			c.restore(e)
-		}
-	}
-	c.known = known
-	next := &clusterState{config: config, endpoints: endpoints}
+	next := &clusterState{cluster: c, config: config}
 	var retired Wire
 	switch {
 	case old != nil && sameWire(old.config, config):
@@ -128,36 +134,175 @@ func (c *Cluster) update(config *snapshot.Cluster) {
 			next.wire = c.engine.options.NewWire(config)
 		}
 	}
-	if config.TLS != nil || len(config.Sockets) > 0 {
-		next.security = make([]*snapshot.ClientTLS, len(endpoints))
-		for i := range config.Endpoints.All {
-			next.security[i] = next.made.Security(config.Endpoints.All[i].Socket)
-		}
-	}
 	if config.Breaker != nil && (c.breaker == nil || c.breaker.policy != *config.Breaker) {
 		c.breaker = newBreaker(c, *config.Breaker)
 	} else if config.Breaker == nil {
 		c.breaker = nil
 	}
 	next.breaker = c.breaker
-	c.publish(next)
+	if c.builder == nil || !reflect.DeepEqual(*c.builder.Policy(), config.LB) {
+		c.builder, c.subsets = lb.NewBuilder(config.LB, c.engine.options.Locality), nil
+		for _, e := range c.known {
+			c.put(e)
+		}
+	}
+	next.timed = config.LB.Kind == lb.PeakEWMA || config.LB.Kind == lb.ClientWeighted || config.LB.SlowStart != nil
+	next.bounded = config.LB.Ring.Options.BalanceFactor > 0 || config.LB.Table.Options.BalanceFactor > 0
+	c.lookUp(config)
+	c.watchHealth(old, next)
+	c.replace(next, c.endpointsOf(config))
 	if retired != nil {
 		retired.Retire()
 	}
 }
 
-// publish computes the usable endpoints of a state and makes it current. The caller holds mu.
+// endpointsOf returns the endpoints of a configuration. The caller holds mu.
+func (c *Cluster) endpointsOf(config *snapshot.Cluster) []lb.Endpoint {
+	if c.names != nil {
+		return c.names.endpoints
+	}
+	return config.Endpoints.All
+}
+
+// replace makes the endpoints those of the cluster, and the state current. The caller holds mu.
+func (c *Cluster) replace(s *clusterState, all []lb.Endpoint) {
+	c.edit++
+	c.builder.Describe(s.config.Endpoints)
+	for _, sub := range c.subsets {
+		sub.builder.Describe(s.config.Endpoints)
+	}
+	now := time.Now()
+	size := s.config.LB.SubsetSize()
+	if size == 0 || len(all) <= size {
+		for i := range all {
+			c.meet(s, &all[i], now)
+		}
+	} else {
+		if c.subsetter == nil {
+			c.subsetter = new(lb.Subsetter)
+		}
+		c.subsetter.Choose(len(all), size, func(i int) (uint64, uint32, lb.Locality) {
+			spec := &all[i]
+			if e := c.known[spec.Address]; e != nil {
+				return e.score, spec.Priority, spec.Locality
+			}
+			return lb.Score(c.client, spec.Address), spec.Priority, spec.Locality
+		}, func(i int) { c.meet(s, &all[i], now) })
+	}
+	for address, e := range c.known {
+		if e.mark != c.edit {
+			c.leave(address, e)
+		}
+	}
+	c.warm(s)
+	c.publish(s)
+}
+
+// meet takes an endpoint of a new set. The caller holds mu.
+func (c *Cluster) meet(s *clusterState, spec *lb.Endpoint, now time.Time) {
+	e := c.known[spec.Address]
+	if e == nil {
+		e = &Endpoint{Address: spec.Address, cluster: c, slot: c.count, score: lb.Score(c.client, spec.Address)}
+		if n := len(c.free); n > 0 {
+			e.slot, c.free = c.free[n-1], c.free[:n-1]
+		} else {
+			c.count++
+		}
+		e.joined.Store(int64(now.Sub(c.epoch)))
+		c.known[spec.Address] = e
+		c.slots.set(c.edit, e.slot, e)
+	} else if e.mark == c.edit {
+		return // the first of several with one address counts
+	}
+	e.mark = c.edit
+	e.spec.Store(spec)
+	c.equip(s, e)
+	c.put(e)
+}
+
+// equip gives an endpoint what policy wants to know of it, and ends what it wants no more.
+func (c *Cluster) equip(s *clusterState, e *Endpoint) {
+	if rule := s.config.Outlier; rule == nil {
+		if e.ejection.Ejected {
+			c.restore(e)
+		}
+		e.rates.Store(nil)
+	} else if !comparesRates(rule) {
+		e.rates.Store(nil)
+	} else if e.rates.Load() == nil {
+		e.rates.Store(&rates{})
+	}
+	c.equipAccrual(s, e)
+	c.equipHealth(s, e)
+}
+
+// put brings an endpoint's standing into the pickers to come. The caller holds mu.
+func (c *Cluster) put(e *Endpoint) {
+	m := e.member(c.builder.Policy())
+	c.builder.Put(e.slot, m)
+	for _, sub := range c.subsets {
+		sub.put(e, m)
+	}
+}
+
+// leave takes an endpoint out of the cluster. The caller holds mu.
+func (c *Cluster) leave(address string, e *Endpoint) {
+	if e.ejection.Ejected {
+		c.restore(e)
+	}
+	e.stop()
+	e.gone.Store(true)
+	delete(c.known, address)
+	c.builder.Remove(e.slot)
+	for _, sub := range c.subsets {
+		sub.builder.Remove(e.slot)
+	}
+	c.slots.set(c.edit, e.slot, nil)
+	c.free = append(c.free, e.slot)
+}
+
+// stop ends what runs for an endpoint. The caller holds the cluster's mutex.
+func (e *Endpoint) stop() {
+	if a := e.accrual.Swap(nil); a != nil {
+		a.stop()
+	}
+	for _, check := range e.checks {
+		check.stop()
+	}
+	e.checks = nil
+}
+
+// warm finds when the endpoints joined, for slow start. The caller holds mu.
+func (c *Cluster) warm(s *clusterState) {
+	if s.config.LB.SlowStart == nil {
+		return
+	}
+	first := true
+	for _, e := range c.known {
+		joined := c.epoch.Add(time.Duration(e.joined.Load()))
+		if first || joined.Before(c.oldest) {
+			c.oldest = joined
+		}
+		if first || joined.After(c.newest) {
+			c.newest = joined
+		}
+		first = false
+	}
+}
+
+// publish makes a state current with pickers of the endpoints as they are. The caller holds mu.
 func (c *Cluster) publish(s *clusterState) {
-	usable, panicked := lb.Usable(s.config.Endpoints, func(i int) bool {
-		return s.endpoints[i].ejected.Load()
-	}, s.config.PanicThreshold)
-	s.picker = lb.NewPicker(s.config.LB, s.config.Endpoints, usable)
-	s.usable, s.panicked = len(usable), panicked
+	s.picker = c.builder.Picker().Warm(c.oldest, c.newest)
+	c.publishSubsets(s)
+	s.slots = c.slots
+	if s.config.LB.Kind == lb.ClientWeighted {
+		c.reweigh(s, time.Now())
+	}
 	c.current.Store(s)
 }
 
-// republish makes the present configuration current again after an ejection
-// or a return. The caller holds mu.
+// republish makes the present configuration current again after a change of
+// an endpoint's standing. The caller holds mu.
 func (c *Cluster) republish() {
 	next := *c.current.Load()
 	c.publish(&next)
@@ -168,6 +313,10 @@ func sameWire(a, b *snapshot.Cluster) bool {
 	return a.HTTP2 == b.HTTP2 && a.ConnectTimeout == b.ConnectTimeout && a.IdleTimeout == b.IdleTimeout &&
 		a.MaxRequestsPerConnection == b.MaxRequestsPerConnection &&
 		a.Limits.MaxConnections == b.Limits.MaxConnections && a.Limits.MaxPendingRequests == b.Limits.MaxPendingRequests &&
+		a.HighLimits.MaxConnections == b.HighLimits.MaxConnections && a.HighLimits.MaxPendingRequests == b.HighLimits.MaxPendingRequests &&
+		a.ClientProtocol == b.ClientProtocol && a.MaxConcurrentStreams == b.MaxConcurrentStreams &&
+		reflect.DeepEqual(a.KeepAlive, b.KeepAlive) && a.HTTP2Ping == b.HTTP2Ping &&
+		(a.Discovery == snapshot.LogicalDNS) == (b.Discovery == snapshot.LogicalDNS) &&
 		sameTLS(a.TLS, b.TLS) && slices.EqualFunc(a.Sockets, b.Sockets, func(x, y snapshot.SocketMatch) bool {
 		return maps.Equal(x.Criteria, y.Criteria) && sameTLS(x.TLS, y.TLS)
 	})
@@ -184,117 +333,22 @@ func (c *Cluster) close() {
 	if c.tick != nil {
 		c.tick.Stop()
 	}
+	if c.names != nil {
+		c.names.stop()
+	}
+	if c.health != nil {
+		c.health.stop()
+	}
 	for _, e := range c.known {
 		if e.ejection.Ejected {
 			c.restore(e)
 		}
+		e.stop()
+		e.gone.Store(true)
 	}
 	s := c.current.Load()
 	c.mu.Unlock()
 	if s != nil && s.wire != nil {
 		s.wire.Retire()
-	}
-}
-
-// report counts an attempt's outcome at an endpoint and ejects the endpoint
-// where the outlier rule says so. The common case, a success at an endpoint
-// without failures, stores nothing.
-func (c *Cluster) report(s *clusterState, e *Endpoint, o *resilience.Outcome) {
-	result := resilience.ResultOf(o)
-	switch result {
-	case resilience.NoResult:
-		return
-	case resilience.Success:
-	default:
-		e.failures.Add(1)
-	}
-	rule := s.config.Outlier
-	if rule == nil {
-		return
-	}
-	for {
-		before := e.streak.Load()
-		if before == 0 && result == resilience.Success {
-			return
-		}
-		after, detected := rule.Observe(resilience.Streak(before), result)
-		if !e.streak.CompareAndSwap(before, uint64(after)) {
-			continue
-		}
-		if detected != 0 && rule.Enforces(detected, c.engine.draw()) {
-			c.eject(e, detected)
-		}
-		return
-	}
-}
-
-func (c *Cluster) eject(e *Endpoint, detected resilience.Detections) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	rule := c.current.Load().config.Outlier
-	if c.closed || rule == nil || e.ejection.Ejected || c.known[e.Address] != e || !rule.MayEject(c.ejected, len(c.known)) {
-		return
-	}
-	e.ejection = rule.Eject(e.ejection, time.Now(), c.engine.draw())
-	e.ejected.Store(true)
-	c.ejected++
-	c.republish()
-	if c.tick == nil {
-		c.tick = time.AfterFunc(rule.Interval, c.sweep)
-	}
-	if obs := c.engine.options.Observer; obs != nil {
-		obs.Ejection(c.name, e.Address, reason(detected), true)
-	}
-}
-
-// restore ends the ejection of an endpoint. The caller holds mu.
-func (c *Cluster) restore(e *Endpoint) {
-	e.ejection.Ejected = false
-	e.streak.Store(0)
-	e.ejected.Store(false)
-	c.ejected--
-	if obs := c.engine.options.Observer; obs != nil {
-		obs.Ejection(c.name, e.Address, "", false)
-	}
-}
-
-// sweep is Envoy's outlier interval: it lets endpoints back whose time has
-// passed. It runs while an endpoint has a history of ejections.
-func (c *Cluster) sweep() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.tick = nil
-	rule := c.current.Load().config.Outlier
-	if c.closed || rule == nil {
-		return
-	}
-	now, again, returned := time.Now(), false, false
-	for _, e := range c.known {
-		after, ended := rule.Sweep(e.ejection, now)
-		e.ejection = after
-		again = again || after.Ejected || after.Multiplier > 0
-		if !ended {
-			continue
-		}
-		returned = true
-		c.restore(e)
-	}
-	if returned {
-		c.republish()
-	}
-	if again {
-		c.tick = time.AfterFunc(rule.Interval, c.sweep)
-	}
-}
-
-// reason names a detection as Envoy's outlier event log does.
-func reason(d resilience.Detections) string {
-	switch {
-	case d&resilience.Detected5xx != 0:
-		return "consecutive_5xx"
-	case d&resilience.DetectedGatewayFailure != 0:
-		return "consecutive_gateway_failure"
-	default:
-		return "consecutive_local_origin_failure"
 	}
 }

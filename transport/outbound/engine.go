@@ -7,11 +7,18 @@
 // Recv or Send, and an HTTP request ends where its response's body ends:
 //
 //	Engine.Decide    host and route, once per call
-//	Call.Begin       admission: limits, breaker
-//	Call.Pick        a lease on an endpoint
+//	Call.Delay       how long a fault holds the request
+//	Call.Local       the answer that policy itself gives
+//	Call.Shadows     the copies that go to other clusters
+//	Call.Begin       admission: limits, breaker; begins a Try
+//	Try.Pick         a lease on an endpoint
+//	Try.Outgoing     what is sent: rewrites, header changes
 //	  (the adapter sends, and classifies what came back)
 //	Lease.Report     the outcome counts for the endpoint
-//	Call.Next        shall there be another attempt, and after what pause
+//	Try.Next         shall there be another attempt, and after what pause
+//	Call.Hedge       may there be another attempt beside this one
+//	Try.Commit       the response is the call's
+//	Call.Incoming    what the caller sees of the response
 //	Lease.Release    the endpoint is free of this request
 //	Call.Finish      the call has ended: limits, telemetry
 //
@@ -24,12 +31,15 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/routing"
+	"github.com/sinew-mesh/sinew/routing/lb"
 )
 
 // Options configure an Engine.
@@ -38,6 +48,10 @@ type Options struct {
 	// once and may be called again. nil means there is no control plane and
 	// every host is external.
 	Subscribe func(host string)
+	// SubscribeCluster asks the control plane for a cluster that a request's header
+	// names; it returns at once and may be called again. nil knows only the
+	// clusters that routes name.
+	SubscribeCluster func(name string)
 	// Trouble returns the control plane's present trouble, or nil, for errors.
 	Trouble func() error
 	// PolicyWait limits how long a call waits for its host's policy; zero means 15 s.
@@ -51,6 +65,21 @@ type Options struct {
 	Observer Observer
 	// Draw returns 64 random bits; nil means math/rand/v2.
 	Draw func() uint64
+	// Source is what hash policies and header values know of this process where
+	// they ask for a connection's two ends. Channel is drawn where it is 0.
+	Source routing.HashOrigin
+	// Checker makes the health checks of clusters that ask for them; nil makes none.
+	Checker Checker
+	// Resolver looks up the names of DNS clusters; nil means net.DefaultResolver.
+	Resolver Resolver
+	// Locality is where this process runs.
+	Locality lb.Locality
+	// Client tells this process from others, for its subset of a cluster's endpoints.
+	Client string
+	// Hostname is this machine's, for header values; "" means os.Hostname.
+	Hostname string
+	// MaxShadows bounds the copies of requests (mirrors) at one time; zero means 1024.
+	MaxShadows int
 }
 
 // Engine is the outbound side of a process.
@@ -61,6 +90,10 @@ type Engine struct {
 
 	changed atomic.Pointer[chan struct{}] // closed and replaced by each Install
 	closed  chan struct{}
+
+	hostname string
+	shadows  atomic.Int64 // copies of requests in flight
+	watches  watches
 
 	mu       sync.Mutex // serialises Install, Close and what follows
 	external map[string]*host
@@ -81,20 +114,37 @@ type view struct {
 // host is a snapshot's host with its routes' live clusters.
 type host struct {
 	snap   *snapshot.Host
-	routes []route // as snap.VirtualHost.Routes
-	pass   bool    // outside the mesh: the request goes where its URL says
-	via    *host   // what to use instead of an absent host; nil if external hosts are refused
+	routes []route       // as snap.VirtualHost.Routes
+	pass   bool          // outside the mesh: the request goes where its URL says
+	via    *host         // what to use instead of an absent host; nil if external hosts are refused
+	claims bool          // a route looks at claims
+	faults *atomic.Int64 // active; carried over from one snapshot to the next
+	// adaptive bounds the requests by their latency; nil does not. It is carried
+	// over while its policy stays.
+	adaptive *Adaptive
 }
 
 type route struct {
-	snap *snapshot.Route
-	legs []leg // as snap.Clusters.Clusters
+	snap     *snapshot.Route
+	legs     []leg // as snap.Clusters.Clusters
+	mirrors  []mirror
+	named    *sync.Map // *leg by the cluster's name, for clusters that a header names
+	expected []string  // x-envoy-expected-rq-timeout-ms of first attempts; nil without a time limit
+	// What Decide, Outgoing and Incoming have to look at; false for plain routes.
+	special, outgoing, incoming bool
+	rewrites                    bool // of outgoing: more than the number of the attempt
+	echoes                      bool // responses name the request as it went out
+	issues                      bool // requests without a cookie get one to be known by
+	rehash                      bool // the hash is of something that the way out changes
+	adds                        int  // how many headers requests get, about
 }
 
 // leg is one way that a request can go: a route to one of its clusters.
 type leg struct {
-	cluster   *Cluster
+	cluster   *Cluster      // nil where a header names it
+	snap      *snapshot.Leg // nil where nothing is particular to the destination
 	telemetry any
+	subset    map[string]string // the metadata that an endpoint must have; nil asks for none
 }
 
 const (
@@ -114,6 +164,15 @@ func New(o Options) *Engine {
 	e := &Engine{options: o, draw: o.Draw, external: make(map[string]*host), closed: make(chan struct{})}
 	if e.draw == nil {
 		e.draw = rand.Uint64
+	}
+	if e.options.MaxShadows == 0 {
+		e.options.MaxShadows = defaultMaxShadows
+	}
+	if e.options.Source.Channel == 0 {
+		e.options.Source.Channel = rand.Uint64()
+	}
+	if e.hostname = o.Hostname; e.hostname == "" {
+		e.hostname, _ = os.Hostname()
 	}
 	e.view.Store(&view{})
 	changed := make(chan struct{})
@@ -150,7 +209,7 @@ func (e *Engine) Install(s *snapshot.Snapshot) {
 	for name, sh := range s.Hosts {
 		h := old.hosts[name]
 		if h == nil || h.snap != sh || !h.current(next.clusters) {
-			h = e.newHost(sh, next.clusters)
+			h = e.newHost(sh, next.clusters, h)
 		}
 		next.hosts[name] = h
 		if bare, ok := strings.CutSuffix(name, ":80"); ok {
@@ -172,9 +231,14 @@ func (e *Engine) Install(s *snapshot.Snapshot) {
 // current reports whether the host's live clusters are still the ones that their names stand for.
 func (h *host) current(clusters map[string]*Cluster) bool {
 	for i := range h.routes {
-		for j := range h.routes[i].legs {
-			c := h.routes[i].legs[j].cluster
-			if clusters[c.name] != c {
+		r := &h.routes[i]
+		for j := range r.legs {
+			if r.legs[j].cluster != clusters[r.snap.Clusters.Clusters[j].Name] {
+				return false
+			}
+		}
+		for j := range r.mirrors {
+			if r.mirrors[j].leg.cluster != clusters[r.mirrors[j].snap.Cluster] {
 				return false
 			}
 		}
@@ -182,8 +246,21 @@ func (h *host) current(clusters map[string]*Cluster) bool {
 	return true
 }
 
-func (e *Engine) newHost(sh *snapshot.Host, clusters map[string]*Cluster) *host {
+// newHost returns the live state of a host; old is the one before it, or nil.
+func (e *Engine) newHost(sh *snapshot.Host, clusters map[string]*Cluster, old *host) *host {
 	h := &host{snap: sh}
+	if old != nil {
+		h.faults = old.faults
+	} else {
+		h.faults = new(atomic.Int64)
+	}
+	if limit := sh.Concurrency; limit != nil && limit.Enabled {
+		if old != nil && old.adaptive != nil && old.adaptive.policy == *limit {
+			h.adaptive = old.adaptive
+		} else {
+			h.adaptive = NewAdaptive(*limit, time.Now(), e.draw)
+		}
+	}
 	if sh.Absent && e.options.External != nil {
 		h.via = e.externalHost(sh.Name)
 	}
@@ -192,23 +269,133 @@ func (e *Engine) newHost(sh *snapshot.Host, clusters map[string]*Cluster) *host 
 	}
 	h.routes = make([]route, len(sh.VirtualHost.Routes))
 	for i := range sh.VirtualHost.Routes {
-		sr := &sh.VirtualHost.Routes[i]
-		r := route{snap: sr, legs: make([]leg, len(sr.Clusters.Clusters))}
-		for j, wc := range sr.Clusters.Clusters {
-			c := clusters[wc.Name]
-			info := LegInfo{Host: sh.Name, Route: sr.Name, Cluster: wc.Name}
-			if c != nil {
-				config := c.current.Load().config
-				info.Service, info.Subset = config.Service, config.Subset
-			}
-			r.legs[j].cluster = c
-			if e.options.Observer != nil {
-				r.legs[j].telemetry = e.options.Observer.Leg(info)
-			}
-		}
-		h.routes[i] = r
+		h.routes[i] = e.newRoute(sh.Name, &sh.VirtualHost.Routes[i], clusters)
+		h.claims = h.claims || len(sh.VirtualHost.Routes[i].Match.Claims) > 0
 	}
 	return h
+}
+
+func (e *Engine) newRoute(host string, sr *snapshot.Route, clusters map[string]*Cluster) route {
+	r := route{
+		snap: sr, legs: make([]leg, len(sr.Clusters.Clusters)), mirrors: make([]mirror, len(sr.Mirrors)), named: new(sync.Map), expected: firstExpected(sr),
+		special:  sr.Fault != nil || sr.CORS != nil || sr.Redirect != nil || sr.Direct != nil || sr.ClusterHeader.String() != "",
+		rewrites: sr.Rewrite.Changes(),
+		incoming: sr.AttemptCountResponse,
+		adds:     2, // a time limit and a trace, say
+	}
+	for i := range sr.Hash {
+		r.issues = r.issues || sr.Hash[i].Cookie.Issue
+	}
+	for i := range sr.RequestHeaders {
+		r.rewrites = r.rewrites || !sr.RequestHeaders[i].Empty()
+		r.adds += len(sr.RequestHeaders[i].Set)
+	}
+	for i := range sr.ResponseHeaders {
+		r.incoming = r.incoming || !sr.ResponseHeaders[i].Empty()
+		r.echoes = r.echoes || !constant(&sr.ResponseHeaders[i])
+	}
+	for j, wc := range sr.Clusters.Clusters {
+		c := clusters[wc.Name]
+		r.legs[j] = leg{cluster: c, subset: sr.Subset, telemetry: e.describe(host, sr.Name, wc.Name, c)}
+		if j >= len(sr.Legs) {
+			continue
+		}
+		sl := &sr.Legs[j]
+		r.legs[j].snap, r.legs[j].subset = sl, sl.Subset
+		r.special = r.special || sl.Fault != nil || sl.CORS != nil || sl.ClusterHeader.String() != ""
+		r.rewrites = r.rewrites || sl.Host != "" || !sl.RequestHeaders.Empty()
+		r.incoming = r.incoming || !sl.ResponseHeaders.Empty()
+		r.echoes = r.echoes || !constant(&sl.ResponseHeaders)
+	}
+	if sr.AttemptCount {
+		r.adds++
+	}
+	if sr.Rewrite.Changes() {
+		r.adds++
+	}
+	r.outgoing = r.rewrites || sr.AttemptCount
+	r.rehash = r.rewrites && rehashes(sr)
+	for j := range sr.Mirrors {
+		m := &sr.Mirrors[j]
+		c := clusters[m.Cluster]
+		r.mirrors[j] = mirror{snap: m, leg: leg{cluster: c, telemetry: e.describe(host, sr.Name, m.Cluster, c)}}
+	}
+	return r
+}
+
+// constant reports whether no value of the changes names anything of the request or the response.
+func constant(c *routing.HeaderChanges) bool {
+	for i := range c.Set {
+		if _, ok := c.Set[i].Value.Constant(); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// rehashes reports whether the changes that a route makes to requests may change
+// what its hash policies look at. It may say so too often: then a request's
+// header is copied once more.
+func rehashes(r *snapshot.Route) bool {
+	for i := range r.Hash {
+		name := ""
+		switch p := &r.Hash[i]; p.Kind {
+		case routing.HashSource, routing.HashChannel:
+			continue
+		case routing.HashQuery:
+			w := &r.Rewrite
+			if w.Regex != nil || w.Template != nil || w.PathFormat != nil || w.HasPrefix && strings.Contains(w.Prefix, "?") {
+				return true
+			}
+			continue
+		case routing.HashCookie:
+			name = "cookie"
+		default:
+			name = p.Header.String()
+		}
+		if strings.HasPrefix(name, ":") || strings.HasPrefix(name, "x-envoy-") || name == "host" || name == "x-forwarded-host" {
+			return true
+		}
+		for j := range r.RequestHeaders {
+			if changes(&r.RequestHeaders[j], name) {
+				return true
+			}
+		}
+		for j := range r.Legs {
+			if changes(&r.Legs[j].RequestHeaders, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// changes reports whether the changes set or remove a header.
+func changes(c *routing.HeaderChanges, name string) bool {
+	for i := range c.Remove {
+		if c.Remove[i].String() == name {
+			return true
+		}
+	}
+	for i := range c.Set {
+		if c.Set[i].Name.String() == name {
+			return true
+		}
+	}
+	return false
+}
+
+// describe asks the observer for what it records of one way that requests go.
+func (e *Engine) describe(host, route, cluster string, c *Cluster) any {
+	if e.options.Observer == nil {
+		return nil
+	}
+	info := LegInfo{Host: host, Route: route, Cluster: cluster}
+	if c != nil {
+		config := c.current.Load().config
+		info.Service, info.Subset = config.Service, config.Subset
+	}
+	return e.options.Observer.Leg(info)
 }
 
 // Close ends the engine: calls that wait fail, timers stop, connections close when idle.
@@ -221,6 +408,7 @@ func (e *Engine) Close() {
 	default:
 		close(e.closed)
 	}
+	e.watches.close()
 	for _, c := range e.view.Load().clusters {
 		c.close()
 	}
@@ -346,7 +534,7 @@ func (e *Engine) externalHost(key string) *host {
 	sh, config := e.options.External(key)
 	c := e.newCluster(config.Name)
 	c.update(config)
-	h := e.newHost(sh, map[string]*Cluster{config.Name: c})
+	h := e.newHost(sh, map[string]*Cluster{config.Name: c}, nil)
 	h.pass = true
 	e.external[key] = h
 	return h

@@ -55,11 +55,12 @@ func attempt(t testing.TB, e *Engine, status int) string {
 	if err := e.Decide(t.Context(), c, "reviews", "http"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Begin(); err != nil {
+	var try Try
+	if err := c.Begin(&try); err != nil {
 		t.Fatal(err)
 	}
 	var l Lease
-	if err := c.Pick(&l); err != nil {
+	if err := try.Pick(&l, nil); err != nil {
 		t.Fatal(err)
 	}
 	o := resilience.Outcome{Status: status, GRPC: -1}
@@ -227,11 +228,12 @@ func TestEjectionAndReturn(t *testing.T) {
 			if err := e.Decide(t.Context(), c, "reviews", "http"); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.Begin(); err != nil {
+			var try Try
+			if err := c.Begin(&try); err != nil {
 				t.Fatal(err)
 			}
 			var l Lease
-			if err := c.Pick(&l); err != nil {
+			if err := try.Pick(&l, nil); err != nil {
 				t.Fatal(err)
 			}
 			o := resilience.Outcome{Status: 200, GRPC: -1}
@@ -272,34 +274,34 @@ func TestNextHonoursLimits(t *testing.T) {
 	policy.AvoidPrevious, policy.SelectAttempts = true, 5
 	o := resilience.Outcome{Status: 503, GRPC: -1}
 
-	start := func(t *testing.T, e *Engine) *Call {
+	start := func(t *testing.T, e *Engine) (*Call, *Try) {
 		t.Helper()
-		c := newCall()
+		c, try := newCall(), new(Try)
 		if err := e.Decide(t.Context(), c, "reviews", "http"); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Begin(); err != nil {
+		if err := c.Begin(try); err != nil {
 			t.Fatal(err)
 		}
-		return c
+		return c, try
 	}
 	t.Run("attempts go to other endpoints and end", func(t *testing.T) {
 		e := New(Options{Subscribe: func(string) {}})
 		defer e.Close()
 		e.Install(one(t, cluster("c", "a:1", "b:1", "c:1"), &policy))
-		c := start(t, e)
+		c, try := start(t, e)
 		seen := map[string]bool{}
 		for i := 0; ; i++ {
 			var l Lease
-			if err := c.Pick(&l); err != nil {
+			if err := try.Pick(&l, nil); err != nil {
 				t.Fatal(err)
 			}
 			seen[l.Endpoint().Address] = true
 			l.Release()
-			if _, again := c.Next(&o); !again {
+			if _, again := try.Next(&o); !again {
 				break
 			}
-			if err := c.Begin(); err != nil {
+			if err := c.Begin(try); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -317,17 +319,17 @@ func TestNextHonoursLimits(t *testing.T) {
 		defer e.Close()
 		e.Install(one(t, config, &patient))
 		for range 50 {
-			c := start(t, e)
+			c, try := start(t, e)
 			seen := map[string]bool{}
 			for range 3 {
 				var l Lease
-				if err := c.Pick(&l); err != nil {
+				if err := try.Pick(&l, nil); err != nil {
 					t.Fatal(err)
 				}
 				seen[l.Endpoint().Address] = true
 				l.Release()
-				if _, again := c.Next(&o); again {
-					if err := c.Begin(); err != nil {
+				if _, again := try.Next(&o); again {
+					if err := c.Begin(try); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -354,12 +356,14 @@ func TestNextHonoursLimits(t *testing.T) {
 			defer e.Close()
 			e.Install(one(t, config, &policy))
 			var calls []*Call
+			var tries []*Try
 			for range 5 {
-				calls = append(calls, start(t, e))
+				call, try := start(t, e)
+				calls, tries = append(calls, call), append(tries, try)
 			}
 			n := 0
-			for _, call := range calls {
-				if _, again := call.Next(&o); again {
+			for _, try := range tries {
+				if _, again := try.Next(&o); again {
 					n++
 				}
 			}
@@ -389,11 +393,11 @@ func TestMaxRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := first.Begin(); err != nil {
+	if err := first.Begin(new(Try)); err != nil {
 		t.Fatal(err)
 	}
 	var limit *LimitError
-	if err := second.Begin(); !errors.As(err, &limit) || limit.Limit != "max_requests" || limit.Cluster != "c" {
+	if err := second.Begin(new(Try)); !errors.As(err, &limit) || limit.Limit != "max_requests" || limit.Cluster != "c" {
 		t.Errorf("error %v, want max_requests of c", err)
 	}
 	second.Finish(&resilience.Outcome{})
@@ -414,7 +418,7 @@ func TestDropOverload(t *testing.T) {
 		t.Fatal(err)
 	}
 	var limit *LimitError
-	if err := c.Begin(); !errors.As(err, &limit) || limit.Limit != "drop_overload" {
+	if err := c.Begin(new(Try)); !errors.As(err, &limit) || limit.Limit != "drop_overload" {
 		t.Errorf("error %v, want drop_overload", err)
 	}
 }
@@ -429,12 +433,13 @@ func TestNoHealthyEndpoint(t *testing.T) {
 	if err := e.Decide(t.Context(), c, "reviews", "http"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Begin(); err != nil {
+	var try Try
+	if err := c.Begin(&try); err != nil {
 		t.Fatal(err)
 	}
 	var l Lease
 	var none *NoHealthyEndpointError
-	if err := c.Pick(&l); !errors.As(err, &none) || !errors.Is(err, config.Err) {
+	if err := try.Pick(&l, nil); !errors.As(err, &none) || !errors.Is(err, config.Err) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -451,7 +456,7 @@ func TestBreaker(t *testing.T) {
 			if err := e.Decide(t.Context(), c, "reviews", "http"); err != nil {
 				t.Fatal(err)
 			}
-			return c, c.Begin()
+			return c, c.Begin(new(Try))
 		}
 		finish := func(o resilience.Outcome) {
 			t.Helper()
@@ -569,12 +574,13 @@ func TestSnapshotSwapUnderLoad(t *testing.T) {
 					errs <- err
 					return
 				}
-				if err := c.Begin(); err != nil {
+				var try Try
+				if err := c.Begin(&try); err != nil {
 					errs <- err
 					return
 				}
 				var l Lease
-				if err := c.Pick(&l); err != nil {
+				if err := try.Pick(&l, nil); err != nil {
 					errs <- err
 					return
 				}

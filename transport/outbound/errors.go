@@ -93,10 +93,11 @@ func (e *BreakerOpenError) Error() string {
 }
 func (e *BreakerOpenError) Unwrap() error { return e.Err }
 
-// LimitError reports that a circuit breaker threshold of the cluster was reached.
+// LimitError reports that a circuit breaker threshold of the cluster was reached,
+// or the limit that the host's latency sets.
 type LimitError struct {
 	Place
-	Limit string // "max_requests", "max_connections", "max_pending_requests" or "drop_overload"
+	Limit string // "max_requests", "max_connections", "max_pending_requests", "drop_overload" or "adaptive_concurrency"
 	Max   uint32 // of drop_overload: the share of requests to refuse, per million
 }
 

@@ -17,10 +17,12 @@ type Observer interface {
 	// or when Decide has failed and c.Leg is nil; CallEnd follows either way.
 	// The context that it returns is the call's.
 	CallStart(ctx context.Context, c *Call) context.Context
-	// TryStart is called before an attempt is sent; n counts from 1.
-	TryStart(ctx context.Context, c *Call, n int, e *Endpoint) context.Context
+	// TryStart is called before an attempt is sent. Tries of one call may run
+	// side by side, so that it and TryEnd are called on several goroutines; what
+	// belongs to one attempt goes into t.Telemetry, which is nil before.
+	TryStart(ctx context.Context, t *Try, e *Endpoint) context.Context
 	// TryEnd is called when the attempt's response headers, or its failure, are there.
-	TryEnd(ctx context.Context, c *Call, n int, o *resilience.Outcome)
+	TryEnd(ctx context.Context, t *Try, o *resilience.Outcome)
 	// CallEnd is called once, when the response's body has ended or the call has failed.
 	CallEnd(c *Call, o *resilience.Outcome, took time.Duration)
 	// Retry is called when an attempt is about to be repeated, or, with

@@ -3,6 +3,9 @@ package outbound
 import (
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/sinew-mesh/sinew/routing/lb"
 )
 
 // Status is what the engine knows, for the admin page.
@@ -35,13 +38,15 @@ type LegStatus struct {
 
 // ClusterStatus is one cluster with the live state of its endpoints.
 type ClusterStatus struct {
-	Name      string           `json:"name"`
-	Error     string           `json:"error,omitempty"`
-	Requests  int64            `json:"requests"` // in flight
-	Retries   int64            `json:"retries"`  // in flight
-	Breaker   string           `json:"breaker,omitempty"`
-	Panicked  bool             `json:"panicked,omitempty"` // too few endpoints are usable, so all are used
-	Endpoints []EndpointStatus `json:"endpoints"`
+	Name     string `json:"name"`
+	Error    string `json:"error,omitempty"`
+	Requests int64  `json:"requests"` // in flight
+	Retries  int64  `json:"retries"`  // in flight
+	Breaker  string `json:"breaker,omitempty"`
+	Panicked bool   `json:"panicked,omitempty"` // too few endpoints are usable, so all are used
+	// Underlying are the clusters of an aggregate.
+	Underlying []string         `json:"underlying,omitempty"`
+	Endpoints  []EndpointStatus `json:"endpoints"`
 }
 
 // EndpointStatus is the live state of one endpoint.
@@ -51,6 +56,30 @@ type EndpointStatus struct {
 	Requests uint64 `json:"requests"` // attempts ever
 	Failures uint64 `json:"failures"` // attempts ever that failed or had a 5xx status
 	Ejected  bool   `json:"ejected,omitempty"`
+	Priority uint32 `json:"priority,omitempty"`
+	Health   string `json:"health,omitempty"`  // as the control plane has it: "degraded", "draining", "unhealthy", or "" for healthy
+	Check    string `json:"check,omitempty"`   // of active health checks: "pending", "passed", "degraded" or "failed"
+	Accrual  string `json:"accrual,omitempty"` // of the endpoint's breaker: "open", "penalty", "waiting" or "probing"
+	Latency  string `json:"latency,omitempty"` // its moving average, where the policy is peak EWMA
+}
+
+var healthNames = [...]string{lb.Healthy: "", lb.Degraded: "degraded", lb.Draining: "draining", lb.Unhealthy: "unhealthy"}
+
+func (a *accrual) status() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return [...]string{"open", "penalty", "waiting", "probing", "ended"}[a.state]
+}
+
+func checkStatus(checks []*check) string {
+	worst := -1
+	for _, k := range checks {
+		worst = max(worst, int(k.state))
+	}
+	if worst < 0 {
+		return ""
+	}
+	return [...]string{"pending", "passed", "degraded", "failed"}[worst]
 }
 
 // Status returns the present state, sorted by name.
@@ -112,7 +141,7 @@ func (c *Cluster) status() ClusterStatus {
 		Name:      c.name,
 		Requests:  c.requests.Load(),
 		Retries:   c.retries.Load(),
-		Panicked:  state.panicked,
+		Panicked:  state.picker.Panics(),
 		Endpoints: []EndpointStatus{},
 	}
 	if state.config.Err != nil {
@@ -121,10 +150,27 @@ func (c *Cluster) status() ClusterStatus {
 	if state.breaker != nil {
 		s.Breaker = state.breaker.two.State().String()
 	}
-	for _, e := range state.endpoints {
-		s.Endpoints = append(s.Endpoints, EndpointStatus{
+	state.slots.all(func(e *Endpoint) {
+		spec := e.spec.Load()
+		es := EndpointStatus{
 			Address: e.Address, Active: e.active.Load(), Requests: e.requests.Load(), Failures: e.failures.Load(), Ejected: e.ejected.Load(),
-		})
+			Priority: spec.Priority, Health: healthNames[spec.Health],
+		}
+		if a := e.accrual.Load(); a != nil {
+			es.Accrual = a.status()
+		}
+		if l := lb.Latency(e.latency.Load()); l != 0 {
+			es.Latency = time.Duration(l.Estimate(time.Since(c.epoch), state.config.LB.Decay)).Round(time.Microsecond).String()
+		}
+		s.Endpoints = append(s.Endpoints, es)
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range s.Endpoints {
+		if e := c.known[s.Endpoints[i].Address]; e != nil {
+			s.Endpoints[i].Check = checkStatus(e.checks)
+		}
 	}
+	s.Underlying = slices.Clone(state.config.Underlying)
 	return s
 }
