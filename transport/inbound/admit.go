@@ -23,18 +23,27 @@ const accessDenied = "RBAC: access denied"
 
 // Admit decides whether a request may reach the handler; nil lets it in, and a
 // then says what the adapter has to do, see Admission and Request.Access. It
-// waits for policy that has not come yet. The error is a *NotReadyError or a *DeniedError.
+// waits for policy that has not come yet, and with Options.Shedding for its turn.
+// The context's deadline is the request's: when it passes before Admit lets the
+// request in, it is refused. The error is a *NotReadyError or a *DeniedError.
 func (e *Engine) Admit(ctx context.Context, r *Request, a *Admission) error {
 	*a = Admission{}
 	r.ownHeader = false
+	deadline, _ := ctx.Deadline()
 	if e.options.Subscribe == nil {
 		a.Peer = r.peer()
-		return nil
+		if e.shedder == nil && deadline.IsZero() {
+			return nil
+		}
 	}
 	run := runs.Get().(*admission)
-	*run = admission{e: e, ctx: ctx, r: r, a: a}
+	*run = admission{e: e, ctx: ctx, r: r, a: a, deadline: deadline}
 	err := run.admit()
-	if e.options.Observer != nil {
+	if err != nil && a.Hold != nil {
+		a.Hold.Release(ctx.Err() == nil)
+		a.Hold = nil
+	}
+	if e.options.Observer != nil && (err != nil || e.options.Subscribe != nil) {
 		run.report(err)
 	}
 	*run = admission{}
@@ -64,6 +73,8 @@ type admission struct {
 	r   *Request
 	a   *Admission
 
+	deadline time.Time // of the request; zero where it has none
+
 	l       *listener
 	chain   *chain
 	now     time.Time
@@ -72,6 +83,28 @@ type admission struct {
 }
 
 func (run *admission) admit() error {
+	if run.e.options.Subscribe == nil {
+		return run.ungoverned()
+	}
+	err := run.decide()
+	if err != nil && !run.deadline.IsZero() {
+		err = run.waited(err)
+	}
+	return err
+}
+
+// ungoverned is what holds without a control plane.
+func (run *admission) ungoverned() error {
+	if run.r.Local != nil {
+		run.outcome.Listener = run.r.Local.String()
+	}
+	if err := run.expired(); err != nil {
+		return err
+	}
+	return run.shed()
+}
+
+func (run *admission) decide() error {
 	r := run.r
 	local, remote := netip.AddrPort{}, r.Remote
 	if r.Conn != nil {
@@ -100,10 +133,17 @@ func (run *admission) admit() error {
 	if err := run.connection(local); err != nil {
 		return err
 	}
+	if err := run.expired(); err != nil {
+		return err
+	}
+	if err := run.concurrency(false); err != nil {
+		return err
+	}
 	if hops := run.chain.policy.TrustedHops; hops > 0 {
 		x.RemoteIP = identity.ClientIP(x.PeerIP, forwardedFor.In(x.Header, x.Form), hops)
 	}
 	run.boundary()
+	run.host(local.Port())
 	if err := run.path(); err != nil {
 		return err
 	}
@@ -123,7 +163,16 @@ func (run *admission) admit() error {
 			return err
 		}
 	}
+	if err := run.expired(); err != nil {
+		return err
+	}
 	if err := run.limit(); err != nil {
+		return err
+	}
+	if err := run.concurrency(true); err != nil {
+		return err
+	}
+	if err := run.shed(); err != nil {
 		return err
 	}
 	run.a.HeaderChanged = r.ownHeader
@@ -132,7 +181,7 @@ func (run *admission) admit() error {
 
 // denied makes the error of a refusal.
 func (run *admission) denied(reason Reason, status int, rule, message string) *DeniedError {
-	return &DeniedError{Reason: reason, HTTPStatus: status, Listener: run.l.name, Rule: rule, Message: message}
+	return &DeniedError{Reason: reason, HTTPStatus: status, Listener: run.outcome.Listener, Rule: rule, Message: message}
 }
 
 // count returns where the request's peer is counted.
@@ -154,7 +203,7 @@ func (run *admission) count(peer netip.Addr) *peerUsage {
 func (run *admission) connection(local netip.AddrPort) error {
 	r, l, a := run.r, run.l, run.a
 	conn := r.Conn
-	if conn == nil && (run.e.owner(local) != nil || run.ctx.Err() != nil) {
+	if conn == nil && (run.e.owner(local) != nil || run.ctx.Err() != nil && run.expired() == nil) {
 		// Its connection is closed: who sent it can not be known any more.
 		run.counts.plaintext.Add(1)
 		a.CloseConnection = true
@@ -231,6 +280,14 @@ func (r *Request) remove(canonical, lower string) {
 		if _, ok := r.Access.Header[key]; ok {
 			delete(r.header(), key)
 		}
+	}
+}
+
+// host brings the authority into one spelling, for the rules and for the handler.
+func (run *admission) host(port uint16) {
+	x := &run.r.Access
+	if host := run.chain.policy.Hosts.Apply(x.Authority, port); host != x.Authority {
+		x.Authority, run.a.HostChanged = host, true
 	}
 }
 

@@ -3,10 +3,12 @@
 // gRPC servers pass through the same code.
 //
 // A request passes, in this order: the kind of its connection (plaintext or
-// mutual TLS) and whether its peer is still believed, the normalisation of its
-// path, the external authorizer where a CUSTOM rule matches, the verification of
-// its tokens, the rules of access (AUDIT, DENY, ALLOW), rate limits. Whatever can
-// not be decided is refused.
+// mutual TLS) and whether its peer is still believed, its deadline, the
+// normalisation of its host and path, the external authorizer where a CUSTOM rule
+// matches, the verification of its tokens, the rules of access (AUDIT, DENY,
+// ALLOW), its deadline again, rate limits, and the queue of the process where it
+// sheds load. Adaptive concurrency stands before the host or after the rate
+// limits, as policy says. Whatever can not be decided is refused.
 package inbound
 
 import (
@@ -55,6 +57,9 @@ type Options struct {
 	// may write policy for one workload must not make it call whatever it can reach.
 	KeyRanges  []netip.Prefix
 	KeysByHTTP bool
+	// Shedding bounds the handlers that run at one time, with a control plane or
+	// without; nil does not.
+	Shedding *Shedding
 	// Observer is told of decisions; nil for none.
 	Observer Observer
 	// Log is told of keys that can not be fetched and of authorizers that do not
@@ -74,7 +79,8 @@ type Engine struct {
 	sweeps atomic.Int64
 	owned  sync.Map // ownKey of a listener to *atomic.Int64: it and its connections
 
-	keys *keyRing
+	keys    *keyRing
+	shedder *shedder // nil without Options.Shedding
 
 	mu          sync.Mutex // serialises changes of view, and guards the rest
 	credentials map[credentialKey]*credential
@@ -100,6 +106,9 @@ func New(o Options) *Engine {
 		o.Log = slog.Default()
 	}
 	e := &Engine{options: o, closed: make(chan struct{}), credentials: make(map[credentialKey]*credential), authorizers: make(map[string]*authorizer)}
+	if o.Shedding != nil {
+		e.shedder = newShedder(o.Shedding)
+	}
 	e.keys = newKeyRing(fetchRules{Allowed: o.KeyRanges, PlainHTTP: o.KeysByHTTP}, o.Log)
 	e.view.Store(&view{})
 	changed := make(chan struct{})

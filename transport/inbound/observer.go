@@ -6,8 +6,8 @@ import "context"
 // or the connection's goroutine and must not block. Telemetry implements it.
 type Observer interface {
 	// Decided is called once for each request that Admit was asked about and
-	// whose listener has policy, or for which none could be had. o is only
-	// good until it returns.
+	// whose listener has policy, or for which none could be had; without a
+	// control plane for those that are refused. o is only good until it returns.
 	Decided(ctx context.Context, o *Outcome)
 	// HandshakeFailed is called for each TLS handshake that failed. rule is one
 	// of identity's VerifyRules where the client's certificate was refused, or

@@ -18,6 +18,7 @@ import (
 	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/identity/tlsconfig"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 // listener is the policy of one address with the state that belongs to it. It
@@ -39,6 +40,8 @@ type chain struct {
 	config     *tls.Config // of the handshake; nil for plaintext
 	// authorizer carries the gRPC protocol of the external authorizer; nil for the HTTP protocol.
 	authorizer grpc.ClientConnInterface
+	// adaptive bounds the requests by their latency; nil does not.
+	adaptive *outbound.Adaptive
 	// outputs are the headers that tokens set, which no caller may bring along.
 	outputs []outputHeader
 }
@@ -78,19 +81,23 @@ func (e *Engine) listener(name string, in *snapshot.Inbound, before *listener, n
 	if l.err != nil {
 		return l
 	}
+	var beforeTLS, beforePlain *chain
+	if before != nil {
+		beforeTLS, beforePlain = before.tls, before.plain
+	}
 	if in.TLS != nil {
-		l.tls = e.chain(in.TLS)
+		l.tls = e.chain(in.TLS, beforeTLS, now)
 		l.tls.credential = e.credential(in.TLS.Socket)
 		l.tls.config = serverConfig(l.tls.credential, in.TLS.Socket)
 	}
 	if in.Plain != nil {
-		l.plain = e.chain(in.Plain)
+		l.plain = e.chain(in.Plain, beforePlain, now)
 	}
 	return l
 }
 
-func (e *Engine) chain(p *snapshot.FilterChain) *chain {
-	c := &chain{policy: p, authorizer: e.authorizer(p)}
+func (e *Engine) chain(p *snapshot.FilterChain, before *chain, now time.Time) *chain {
+	c := &chain{policy: p, authorizer: e.authorizer(p), adaptive: adaptive(p, before, now)}
 	if p.Tokens != nil {
 		for _, name := range p.Tokens.Authenticator.OutputHeaders() {
 			c.outputs = append(c.outputs, outputHeader{textproto.CanonicalMIMEHeaderKey(name), strings.ToLower(name)})

@@ -30,7 +30,7 @@ type Request struct {
 	// Access is the request itself. The adapter fills in Method, Scheme,
 	// Authority, Path, DecodedPath, RawQuery, Header and Form, all as the
 	// handler is going to see them; the engine fills in the rest. Admit may
-	// replace Path, DecodedPath, RawQuery and Header: the handler must be given
+	// replace Authority, Path, DecodedPath, RawQuery and Header: the handler must be given
 	// what stands there afterwards, see Admission. The map that Header was is never changed.
 	Access identity.AccessRequest
 
@@ -68,12 +68,17 @@ type Admission struct {
 	// Peer is who sent the request: what identity.ContextWithPeer takes. It is
 	// never nil after a request was let through.
 	Peer *identity.Peer
+	// Claims are those of the request's verified token, for
+	// identity.ContextWithClaims; nil where there is none.
+	Claims *identity.Claims
 	// HeaderChanged says that Request.Access.Header is a new map, which the
 	// handler must be given.
 	HeaderChanged bool
 	// PathChanged says that Request.Access.Path and DecodedPath are not what
 	// the request came with.
 	PathChanged bool
+	// HostChanged says so of Request.Access.Authority.
+	HostChanged bool
 	// QueryChanged says so of Request.Access.RawQuery.
 	QueryChanged bool
 	// Response has headers to add to the handler's answer, which the handler may replace.
@@ -81,6 +86,9 @@ type Admission struct {
 	// CloseConnection asks that the connection takes no further requests. Those
 	// in flight may finish: "Connection: close" over HTTP, Conn.CloseAfter over gRPC.
 	CloseConnection bool
+	// Hold must be released when the handler has returned; nil where the request
+	// takes up nothing that is counted.
+	Hold *Hold
 }
 
 // Reason says which rule of policy refused a request. The words are stable, so
@@ -104,6 +112,10 @@ const (
 	ReasonAuthorization Reason = "authorization"
 	// ReasonRateLimit: there are too many requests.
 	ReasonRateLimit Reason = "rate_limit"
+	// ReasonDeadline: the request's deadline passed, or its caller gave up, before the handler could run.
+	ReasonDeadline Reason = "deadline"
+	// ReasonOverload: the server has more requests than it can answer in time.
+	ReasonOverload Reason = "overload"
 	// ReasonNotReady is the Reason of Outcome for a *NotReadyError.
 	ReasonNotReady Reason = "not_ready"
 )

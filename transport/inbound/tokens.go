@@ -27,6 +27,7 @@ func (run *admission) tokens() error {
 		}
 	}
 	r.Access.Claims = result.Claims()
+	run.a.Claims = r.Access.Claims
 	return nil
 }
 

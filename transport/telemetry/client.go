@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,16 +45,26 @@ type starts struct {
 	rest      []attribute.KeyValue
 }
 
-// call is what is kept for one call, in outbound.Call.Telemetry.
+// call is what is kept for one call with a span that is recorded, in
+// outbound.Call.Telemetry. Of another call that has its *destination.
 type call struct {
 	leg    *leg // nil where there is no route
 	to     *destination
 	method method
-	span   trace.Span // nil where it is not recorded
-	try    trace.Span // likewise; ended or not
-	began  time.Time  // of the present attempt; zero where nobody asks for it
-	ended  time.Time  // of the present attempt; zero while it is under way
+	span   trace.Span // nil once it has ended
 	tracer trace.Tracer
+	first  attempt
+	// more are the attempts after the first; they may run side by side.
+	mu   sync.Mutex
+	more []*attempt
+}
+
+// attempt is what is kept for one attempt, in outbound.Try.Telemetry: nil for a
+// call's first one without a span.
+type attempt struct {
+	span  trace.Span // nil without one, and once it has ended
+	began time.Time
+	ended time.Time // zero while it is under way
 }
 
 // Leg implements outbound.Observer.
@@ -91,17 +102,17 @@ var strayStarts = &starts{call: []trace.SpanStartOption{trace.WithSpanKind(trace
 
 // CallStart implements outbound.Observer.
 func (o observer) CallStart(ctx context.Context, c *outbound.Call) context.Context {
-	s := &call{method: methodOf(c.Request.Method)}
-	c.Telemetry = s
-	s.leg, _ = c.Leg().(*leg)
+	l, _ := c.Leg().(*leg)
+	var to *destination
 	switch {
-	case s.leg == nil:
-		s.to = o.t.client.external(c.Request.Authority, c.Request.Scheme, "")
-	case s.leg.to == nil:
-		s.to = o.t.client.external(c.Request.Authority, c.Request.Scheme, s.leg.cluster)
+	case l == nil:
+		to = o.t.client.external(c.Request.Authority, c.Request.Scheme, "")
+	case l.to == nil:
+		to = o.t.client.external(c.Request.Authority, c.Request.Scheme, l.cluster)
 	default:
-		s.to = s.leg.to
+		to = l.to
 	}
+	c.Telemetry = to
 	spans := o.t.spans()
 	if spans == nil {
 		return ctx
@@ -110,16 +121,18 @@ func (o observer) CallStart(ctx context.Context, c *outbound.Call) context.Conte
 	if dropped(parent) {
 		return ctx
 	}
+	method := methodOf(c.Request.Method)
 	start := strayStarts
-	if s.leg != nil {
-		start = s.leg.options(s.method)
+	if l != nil {
+		start = l.options(method)
 	}
-	with, span := spans.tracer.Start(ctx, s.method.spanName(), start.call...)
+	with, span := spans.tracer.Start(ctx, method.spanName(), start.call...)
 	if !span.IsRecording() {
 		o.t.heard(spans, parent.SpanContext(), span.SpanContext())
 		return with
 	}
-	s.tracer, s.span = spans.tracer, span
+	s := &call{leg: l, to: to, method: method, tracer: spans.tracer, span: span}
+	c.Telemetry = s
 	s.describe(span, c, start)
 	return with
 }
@@ -147,40 +160,44 @@ func (s *call) describe(span trace.Span, c *outbound.Call, start *starts) {
 }
 
 // TryStart implements outbound.Observer.
-func (o observer) TryStart(ctx context.Context, c *outbound.Call, n int, e *outbound.Endpoint) context.Context {
+func (o observer) TryStart(ctx context.Context, t *outbound.Try, e *outbound.Endpoint) context.Context {
+	c := t.Call()
 	s, _ := c.Telemetry.(*call)
 	if s == nil {
-		return ctx
-	}
-	s.endTry()
-	s.began, s.ended = time.Time{}, time.Time{}
-	if s.span != nil || o.t.attempts.Enabled(ctx) {
-		if s.began = c.Ready(); n > 1 || s.began.IsZero() {
-			s.began = time.Now()
+		if t.N() > 1 && c.Telemetry != nil {
+			t.Telemetry = &attempt{began: time.Now()}
 		}
-	}
-	if s.span == nil {
 		return ctx
 	}
+	a := &s.first
+	a.began = c.Ready()
+	if t.N() > 1 {
+		a = &attempt{began: time.Now()}
+		s.mu.Lock()
+		s.more = append(s.more, a)
+		s.mu.Unlock()
+	}
+	t.Telemetry = a
 	start := strayStarts
 	if s.leg != nil {
 		start = s.leg.options(s.method)
 	}
-	ctx, s.try = s.tracer.Start(ctx, s.method.spanName(), start.try...)
-	if !s.try.IsRecording() {
+	ctx, span := s.tracer.Start(ctx, s.method.spanName(), start.try...)
+	a.span = span
+	if !span.IsRecording() {
 		return ctx
 	}
-	s.describe(s.try, c, start)
+	s.describe(span, c, start)
 	var kv [3]attribute.KeyValue
 	some := kv[:0]
-	if n > 1 {
-		some = append(some, semconv.HTTPRequestResendCount(n-1))
+	if t.N() > 1 {
+		some = append(some, semconv.HTTPRequestResendCount(t.N()-1))
 	}
 	// The engine has no address for a host outside the mesh, which the transport resolves.
 	if e != nil && !c.Passes() {
 		some = appendPeer(some, e.Address)
 	}
-	s.try.SetAttributes(some...)
+	span.SetAttributes(some...)
 	return ctx
 }
 
@@ -198,22 +215,40 @@ func appendPeer(kv []attribute.KeyValue, address string) []attribute.KeyValue {
 }
 
 // TryEnd implements outbound.Observer.
-func (o observer) TryEnd(ctx context.Context, c *outbound.Call, n int, out *resilience.Outcome) {
-	s, _ := c.Telemetry.(*call)
-	if s == nil || s.began.IsZero() {
+func (o observer) TryEnd(ctx context.Context, t *outbound.Try, out *resilience.Outcome) {
+	c := t.Call()
+	to, _ := recorded(c)
+	a, _ := t.Telemetry.(*attempt)
+	enabled := o.t.attempts.Enabled(ctx)
+	if to == nil || a == nil && !enabled {
 		return
 	}
-	s.ended = time.Now()
-	if o.t.attempts.Enabled(ctx) {
-		o.t.attempts.Record(ctx, s.ended.Sub(s.began).Seconds(), o.t.client.options(s.to, s.key(out)).attempt...)
+	began, now := c.Ready(), time.Now()
+	if a != nil {
+		began, a.ended = a.began, now
 	}
-	if s.try != nil {
-		setOutcome(s.try, out)
+	if enabled {
+		o.t.attempts.Record(ctx, now.Sub(began).Seconds(), o.t.client.options(to, outcomeKey(c, out)).attempt...)
+	}
+	if a != nil && a.span != nil {
+		setOutcome(a.span, out)
 	}
 }
 
-func (s *call) key(out *resilience.Outcome) setKey {
-	return setKey{status: uint16(out.Status), method: s.method, fault: clientFault(out)}
+// recorded returns what CallStart has kept: where the call goes, nil if it was
+// not called, and its span, nil where none is recorded.
+func recorded(c *outbound.Call) (*destination, *call) {
+	switch kept := c.Telemetry.(type) {
+	case *destination:
+		return kept, nil
+	case *call:
+		return kept.to, kept
+	}
+	return nil, nil
+}
+
+func outcomeKey(c *outbound.Call, out *resilience.Outcome) setKey {
+	return setKey{status: uint16(out.Status), method: methodOf(c.Request.Method), fault: clientFault(out)}
 }
 
 // setOutcome sets status code, error.type and the span's status.
@@ -227,41 +262,50 @@ func setOutcome(span trace.Span, out *resilience.Outcome) {
 	}
 }
 
-// endTry ends the span of the last attempt at the time when its headers came.
-// It is not ended then, because a body that breaks shows on it as well.
-func (s *call) endTry() {
-	if s.try == nil {
+// end ends the attempt's span at the time when its headers came. It is not
+// ended then, because a body that breaks shows on it as well.
+func (a *attempt) end() {
+	if a.span == nil {
 		return
 	}
-	if s.ended.IsZero() {
-		s.try.End()
+	if a.ended.IsZero() {
+		a.span.End()
 	} else {
-		s.try.End(trace.WithTimestamp(s.ended))
+		a.span.End(trace.WithTimestamp(a.ended))
 	}
-	s.try = nil
+	a.span = nil
 }
 
 // CallEnd implements outbound.Observer.
 func (o observer) CallEnd(c *outbound.Call, out *resilience.Outcome, took time.Duration) {
-	s, _ := c.Telemetry.(*call)
-	if s == nil {
+	to, s := recorded(c)
+	if to == nil {
 		return
 	}
 	ctx := context.Background()
-	if s.span != nil {
+	if s != nil && s.span != nil {
 		// For the exemplar.
 		ctx = trace.ContextWithSpan(ctx, s.span)
 	}
 	if o.t.calls.Enabled(ctx) {
-		o.t.calls.Record(ctx, took.Seconds(), o.t.client.options(s.to, s.key(out)).call...)
+		o.t.calls.Record(ctx, took.Seconds(), o.t.client.options(to, outcomeKey(c, out)).call...)
 	}
-	if s.span == nil {
+	if s == nil || s.span == nil {
 		return
 	}
-	if s.try != nil && out.Status != 0 && out.Failure != resilience.NoFailure {
-		setOutcome(s.try, out)
+	s.mu.Lock()
+	last := &s.first
+	if n := len(s.more); n > 0 {
+		last = s.more[n-1]
 	}
-	s.endTry()
+	if last.span != nil && out.Status != 0 && out.Failure != resilience.NoFailure {
+		setOutcome(last.span, out)
+	}
+	s.first.end()
+	for _, a := range s.more {
+		a.end()
+	}
+	s.mu.Unlock()
 	setOutcome(s.span, out)
 	s.span.SetAttributes(keyAttempts.Int(c.Attempts()))
 	s.span.End()
@@ -271,11 +315,11 @@ func (o observer) CallEnd(c *outbound.Call, out *resilience.Outcome, took time.D
 // Retry implements outbound.Observer.
 func (o observer) Retry(c *outbound.Call, refused string) {
 	ctx := context.Background()
-	to := (*destination)(nil)
-	if s, _ := c.Telemetry.(*call); s != nil {
-		to = s.to
-	} else if l, _ := c.Leg().(*leg); l != nil {
-		to = l.to
+	to, _ := recorded(c)
+	if to == nil {
+		if l, _ := c.Leg().(*leg); l != nil {
+			to = l.to
+		}
 	}
 	if to == nil {
 		to = o.t.client.external(c.Request.Authority, c.Request.Scheme, passthrough)

@@ -405,8 +405,12 @@ func TestHostsAreBounded(t *testing.T) {
 		}
 		ctx := o.CallStart(context.Background(), &c)
 		out := resilience.Outcome{Status: 200, GRPC: -1}
-		ctx = o.TryStart(ctx, &c, 1, nil)
-		o.TryEnd(ctx, &c, 1, &out)
+		var try outbound.Try
+		if err := c.Begin(&try); err != nil {
+			t.Fatal(err)
+		}
+		ctx = o.TryStart(ctx, &try, nil)
+		o.TryEnd(ctx, &try, &out)
 		c.Finish(&out)
 	}
 	for i := range 1000 {

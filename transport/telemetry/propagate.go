@@ -75,13 +75,17 @@ func outgoingOf(ctx context.Context) (out outgoing, some bool) {
 	return out, out.traceparent != "" || out.baggage != ""
 }
 
-// Inject returns h with the context's trace context and baggage. h stays as it
+// Inject returns h with the context's trace context and baggage. Where own says
+// that h is the caller's to change, they are set in it. Otherwise h stays as it
 // is: where there is something to add, the result is a copy that shares its
 // values. A context without either returns h itself, so that what the caller
 // has set by hand goes out.
-func (t *Telemetry) Inject(ctx context.Context, h http.Header) http.Header {
+func (t *Telemetry) Inject(ctx context.Context, h http.Header, own bool) http.Header {
 	if t.propagator != nil {
-		out := maps.Clone(h)
+		out := h
+		if !own {
+			out = maps.Clone(h)
+		}
 		if out == nil {
 			out = make(http.Header)
 		}
@@ -92,8 +96,11 @@ func (t *Telemetry) Inject(ctx context.Context, h http.Header) http.Header {
 	if !some {
 		return h
 	}
-	out := make(http.Header, len(h)+3)
-	maps.Copy(out, h)
+	out := h
+	if !own || h == nil {
+		out = make(http.Header, len(h)+3)
+		maps.Copy(out, h)
+	}
 	values := make([]string, 0, 3)
 	set := func(name, value string) {
 		if value != "" {

@@ -284,7 +284,11 @@ func attemptOnce(t testing.TB, r *rig, scheme, authority string, out *resilience
 		t.Fatal(err)
 	}
 	ctx := o.CallStart(context.Background(), &c)
-	ctx = o.TryStart(ctx, &c, 1, nil)
-	o.TryEnd(ctx, &c, 1, out)
+	var try outbound.Try
+	if err := c.Begin(&try); err != nil {
+		t.Fatal(err)
+	}
+	ctx = o.TryStart(ctx, &try, nil)
+	o.TryEnd(ctx, &try, out)
 	c.Finish(out)
 }

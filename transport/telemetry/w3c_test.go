@@ -262,14 +262,14 @@ func TestTraceContextOfOpenTelemetryGo(t *testing.T) {
 		result(c.Name, !sc.IsValid(), sc)
 	}
 	for _, c := range file.Inject {
-		h := tel.Inject(read(c.Traceparent, c.Tracestate), http.Header{})
+		h := tel.Inject(read(c.Traceparent, c.Tracestate), http.Header{}, false)
 		result(c.Name, h.Get("Traceparent") == c.Traceparent && h.Get("Tracestate") == c.Result, h)
 	}
 	for _, c := range file.States {
 		if skip(c.Name) {
 			continue
 		}
-		h := tel.Inject(read(sampled, c.In), http.Header{})
+		h := tel.Inject(read(sampled, c.In), http.Header{}, true)
 		result(c.Name, h.Get("Tracestate") == c.Out && h.Get("Traceparent") == sampled, h)
 	}
 	tally.Check(t, "trace_context_otel_go.json", 26, 6)
@@ -324,12 +324,12 @@ func TestTracestateChangedHere(t *testing.T) {
 	}
 	state = state.Delete("c")
 	ctx = trace.ContextWithSpanContext(ctx, sc.WithTraceState(state))
-	if got, want := tel.Inject(ctx, nil).Get("Tracestate"), "b=9,a=1,x@y@z=2"; got != want {
+	if got, want := tel.Inject(ctx, nil, true).Get("Tracestate"), "b=9,a=1,x@y@z=2"; got != want {
 		t.Errorf("tracestate %q, want %q", got, want)
 	}
 	// Another trace begun inside has nothing of it.
 	fresh := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}})
-	if got := tel.Inject(trace.ContextWithSpanContext(ctx, fresh), nil).Get("Tracestate"); got != "" {
+	if got := tel.Inject(trace.ContextWithSpanContext(ctx, fresh), nil, false).Get("Tracestate"); got != "" {
 		t.Errorf("a new trace has tracestate %q", got)
 	}
 }
@@ -340,7 +340,7 @@ func TestInjectLeavesTheHeaderAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine := http.Header{"Traceparent": {unsampled}, "Tracestate": {"old=1"}, "X": {"1", "2"}}
-	if got := tel.Inject(context.Background(), mine); got.Get("Traceparent") != unsampled || len(got) != len(mine) {
+	if got := tel.Inject(context.Background(), mine, false); got.Get("Traceparent") != unsampled || len(got) != len(mine) {
 		t.Errorf("without a context: %v", got)
 	}
 	ctx := tel.Extract(context.Background(), http.Header{"Traceparent": {sampled}})
@@ -348,7 +348,7 @@ func TestInjectLeavesTheHeaderAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := tel.Inject(baggage.ContextWithBaggage(ctx, bag), mine)
+	out := tel.Inject(baggage.ContextWithBaggage(ctx, bag), mine, false)
 	if out.Get("Traceparent") != sampled || out.Get("Tracestate") != "" || out.Get("Baggage") != "k=v" || len(out["X"]) != 2 {
 		t.Errorf("injected: %v", out)
 	}
@@ -405,7 +405,7 @@ func FuzzTracestate(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		ctx := tel.Extract(context.Background(), http.Header{"Traceparent": {sampled}, "Tracestate": {s}})
-		out := tel.Inject(ctx, nil)
+		out := tel.Inject(ctx, nil, false)
 		if out.Get("Traceparent") != sampled {
 			t.Fatalf("tracestate %q changed the traceparent", s)
 		}
