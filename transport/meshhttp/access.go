@@ -23,6 +23,8 @@ type Refusal struct {
 	//	token              401 or 403: a token is missing or bad; see WWW-Authenticate
 	//	denied             403: the rules of access refuse
 	//	rate_limited       429 or what policy says: there are too many requests
+	//	deadline           504: the deadline that the caller has sent along has passed
+	//	overload           503 or what policy says: more requests than can be answered in time
 	Code string `json:"code"`
 	// Message says it in Envoy's words, where it has some.
 	Message string `json:"message,omitempty"`
@@ -39,6 +41,8 @@ var refusalCodes = map[inbound.Reason]string{
 	inbound.ReasonToken:         "token",
 	inbound.ReasonAuthorization: "denied",
 	inbound.ReasonRateLimit:     "rate_limited",
+	inbound.ReasonDeadline:      "deadline",
+	inbound.ReasonOverload:      "overload",
 }
 
 // refuse answers in the handler's place. The caller learns the kind of the
@@ -54,7 +58,10 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error, prin
 	case errors.As(err, &denied):
 		status, rule, own, level = denied.HTTPStatus, denied.Rule, denied.Body, slog.LevelInfo
 		body = Refusal{Code: refusalCodes[denied.Reason], Message: denied.Message, Listener: denied.Listener}
-		if denied.Reason == inbound.ReasonRateLimit {
+		switch {
+		case errors.As(denied.Err, &notReady):
+			level = slog.LevelWarn
+		case denied.Reason == inbound.ReasonRateLimit, denied.Reason == inbound.ReasonDeadline, denied.Reason == inbound.ReasonOverload:
 			level = slog.LevelDebug // there are many of them by nature
 		}
 		for _, line := range denied.Header {

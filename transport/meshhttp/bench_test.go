@@ -34,6 +34,8 @@ type emptyBody struct{}
 func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
 func (emptyBody) Close() error             { return nil }
 
+func (s *stub) CloseIdleConnections() {}
+
 func (s *stub) RoundTrip(*http.Request) (*http.Response, error) {
 	resp := s.resp
 	resp.Body = emptyBody{}
@@ -122,16 +124,19 @@ func BenchmarkRoundTripper(b *testing.B) {
 		name      string
 		timeout   time.Duration
 		telemetry *telemetry.Telemetry
+		arm       func(*snapshot.Snapshot)
 	}{
-		{"mesh", 0, nil},
-		{"mesh+timeout", time.Minute, nil},
-		{"mesh+timeout+metrics", time.Minute, instrumented(b, noop.NewTracerProvider())},
-		{"mesh+timeout+metrics+never-sampled", time.Minute, instrumented(b, neverSampled())},
+		{"mesh", 0, nil, nil},
+		{"mesh+timeout", time.Minute, nil, nil},
+		{"mesh+timeout+metrics", time.Minute, instrumented(b, noop.NewTracerProvider()), nil},
+		{"mesh+timeout+metrics+never-sampled", time.Minute, instrumented(b, neverSampled()), nil},
+		{"armed+metrics", time.Minute, instrumented(b, noop.NewTracerProvider()), everyRule},
+		{"armed+metrics+never-sampled", time.Minute, instrumented(b, neverSampled()), everyRule},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			o := outbound.Options{
 				Subscribe: func(string) {},
-				NewWire:   func(*snapshot.Cluster) outbound.Wire { return &wire{plain: base} },
+				NewWire:   func(c *snapshot.Cluster) outbound.Wire { return &wire{config: c, plain: base} },
 			}
 			var client ClientOptions
 			if c.telemetry != nil {
@@ -139,7 +144,11 @@ func BenchmarkRoundTripper(b *testing.B) {
 				client = ClientOptions{Observer: o.Observer, Inject: c.telemetry.Inject}
 			}
 			e := outbound.New(o)
-			e.Install(routed(c.timeout, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"))
+			s := routed(c.timeout, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+			if c.arm != nil {
+				c.arm(s)
+			}
+			e.Install(s)
 			roundTrips(b, NewRoundTripper(e, client))
 		})
 	}
@@ -147,6 +156,93 @@ func BenchmarkRoundTripper(b *testing.B) {
 		meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
 		roundTrips(b, otelhttp.NewTransport(base, otelhttp.WithTracerProvider(neverSampled()), otelhttp.WithMeterProvider(meters)))
 	})
+}
+
+// everyRule arms what policy can ask for, and none of it acts on the requests.
+func everyRule(s *snapshot.Snapshot) {
+	set := func(name, value string) routing.HeaderChange {
+		c, err := routing.NewHeaderChange(name, value, routing.OverwriteOrAdd, false)
+		if err != nil {
+			panic(err)
+		}
+		return c
+	}
+	for _, c := range s.Clusters {
+		c.LB = lb.Policy{Kind: lb.PeakEWMA, Decay: 10 * time.Second}
+		c.Limits = resilience.Limits{MaxConnections: 100, MaxPendingRequests: 100, MaxRequests: 1000, MaxRetries: 10}
+		c.RetryBudget = &resilience.RetryBudget{Percent: 20, MinConcurrency: 3}
+		c.Outlier = &resilience.Outlier{Interval: 10 * time.Second, BaseEjectionTime: 30 * time.Second, MaxEjectionTime: time.Minute, MaxEjectionPercent: 50, Consecutive5xx: 5}
+	}
+	routes := s.Hosts["reviews:9080"].VirtualHost.Routes
+	for i := range routes {
+		r := &routes[i]
+		r.Retry.PerTryTimeout = 5 * time.Second
+		r.Rewrite = routing.Rewrite{HasPrefix: true, Prefix: "/v2/"}
+		r.RequestHeaders = []routing.HeaderChanges{{Remove: []routing.HeaderName{routing.NewHeaderName("x-debug")}, Set: []routing.HeaderChange{set("x-region", "eu"), set("x-team", "shop")}}}
+		r.ResponseHeaders = []routing.HeaderChanges{{Remove: []routing.HeaderName{routing.NewHeaderName("server")}, Set: []routing.HeaderChange{set("x-served", "mesh")}}}
+		r.Mirrors = []routing.Mirror{{Cluster: "v1"}}
+		r.Fault = &resilience.Fault{Delay: &resilience.FaultDelay{Fixed: time.Second}, Abort: &resilience.FaultAbort{Status: 503, GRPC: -1}}
+		r.CORS = &routing.CORS{Origins: []routing.StringMatch{routing.Exact("https://shop.example", false)}, Methods: "GET"}
+		r.AttemptCount = true
+	}
+}
+
+// BenchmarkRules compares, over loopback in the same run, net/http alone with a
+// route without rules and with a route that has every rule armed and none in action.
+func BenchmarkRules(b *testing.B) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
+	defer server.Close()
+	address := server.Listener.Addr().String()
+	never := routing.Fraction{}
+	armed := func(r *snapshot.Route) {
+		r.Retry.PerTryTimeout, r.Retry.PerTryIdleTimeout = time.Minute, time.Minute
+		r.Timeout, r.IdleTimeout = time.Minute, time.Minute
+		r.Rewrite = routing.Rewrite{HasPrefix: true, Prefix: "/v2/"}
+		r.Mirrors = []routing.Mirror{{Cluster: "v1", Fraction: never}}
+		r.Fault = &resilience.Fault{Delay: &resilience.FaultDelay{Fixed: time.Second, Fraction: never}}
+		r.AttemptCount = true
+	}
+	hedged := func(r *snapshot.Route) {
+		armed(r)
+		r.Hedge = &resilience.Hedge{Initial: 1, OnPerTryTimeout: true}
+	}
+	for _, http2 := range []bool{false, true} {
+		protocol := map[bool]string{false: "HTTP1", true: "HTTP2"}[http2]
+		b.Run(protocol+"/bare", func(b *testing.B) {
+			t := &http.Transport{Protocols: new(http.Protocols), MaxIdleConnsPerHost: maxIdlePerEndpoint}
+			t.Protocols.SetHTTP1(!http2)
+			t.Protocols.SetUnencryptedHTTP2(http2)
+			defer t.CloseIdleConnections()
+			oneByOne(b, t, "http://"+address+"/reviews/0")
+		})
+		for _, c := range []struct {
+			name string
+			arm  func(*snapshot.Route)
+		}{{"plain", nil}, {"armed", armed}, {"armed+hedge", hedged}} {
+			b.Run(protocol+"/"+c.name, func(b *testing.B) {
+				e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: NewWire(nil)})
+				defer e.Close()
+				snap := routed(0, address)
+				for _, cluster := range snap.Clusters {
+					cluster.HTTP2 = http2
+				}
+				vh := snap.Hosts["reviews:9080"].VirtualHost
+				for i := range vh.Routes {
+					if c.arm != nil {
+						c.arm(&vh.Routes[i])
+					}
+				}
+				e.Install(snap)
+				rt := NewRoundTripper(e, ClientOptions{})
+				defer rt.Close()
+				oneByOne(b, rt, "http://reviews:9080/reviews/0")
+			})
+		}
+	}
 }
 
 // BenchmarkHandler shows what the server middleware costs beside the handler alone.

@@ -38,39 +38,42 @@ func drain(b io.ReadCloser) {
 // because net/http has fast paths for the body types that it knows.
 type bodies struct {
 	request *http.Request
-	given   int      // bodies handed out
-	replay  *replay  // nil where the body is sent as it is
-	watched *watched // nil where nobody would blame an endpoint for the body's failure
+	source  io.ReadCloser // the request's body, or what reads it for the mirrors too
+	given   atomic.Int32  // bodies handed out
+	replay  *replay       // nil where the body is sent as it is
+	watched *watched      // nil where nobody would blame an endpoint for the body's failure
 }
 
-func newBodies(req *http.Request, retries, watch bool, limit int64) bodies {
-	b := bodies{request: req}
+// begin prepares the bodies of a request's attempts; source is where the body
+// is read from the first time.
+func (b *bodies) begin(req *http.Request, source io.ReadCloser, retries, watch bool, limit int64) {
+	b.request, b.source = req, source
 	if !hasBody(req) || req.GetBody != nil {
 		// A body that can be had again is of net/http's own kinds, as a rule: they do not fail.
-		return b
+		return
 	}
 	if retries && limit > 0 && req.ContentLength <= limit {
-		b.replay = newReplay(req.Body, limit)
+		b.replay = newReplay(source, limit)
 	} else if watch {
-		b.watched = &watched{ReadCloser: req.Body}
+		b.watched = &watched{ReadCloser: source}
 	}
-	return b
 }
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
 
-// next returns the body for the next attempt.
+// next returns the body for the next attempt. Attempts side by side may ask at
+// the same time, which only bodies that can be had by GetBody allow.
 func (b *bodies) next() (io.ReadCloser, error) {
-	b.given++
+	given := b.given.Add(1)
 	switch {
 	case !hasBody(b.request):
-		return b.request.Body, nil
+		return b.source, nil
 	case b.replay != nil:
 		return b.replay.reader(), nil
 	case b.watched != nil:
 		return b.watched, nil
-	case b.given == 1:
-		return b.request.Body, nil
+	case given == 1:
+		return b.source, nil
 	}
 	body, err := b.request.GetBody()
 	if err != nil {
@@ -109,8 +112,8 @@ func (b *bodies) done() {
 	switch {
 	case b.replay != nil:
 		b.replay.settle()
-	case b.given == 0:
-		closeBody(b.request.Body)
+	case b.given.Load() == 0:
+		closeBody(b.source)
 	}
 }
 

@@ -464,7 +464,8 @@ func TestBodies(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			req := c.request()
-			b := newBodies(req, c.retries, false, c.limit)
+			var b bodies
+			b.begin(req, req.Body, c.retries, false, c.limit)
 			first, err := b.next()
 			if err != nil {
 				t.Fatal(err)
@@ -494,7 +495,8 @@ func TestBodies(t *testing.T) {
 			s := newSource("body")
 			req := httptest.NewRequest("POST", "http://svc/", nil)
 			req.Body, req.ContentLength = s, -1
-			b := newBodies(req, retries, retries, 10)
+			var b bodies
+			b.begin(req, req.Body, retries, retries, 10)
 			b.done()
 			if s.closed.Load() != 1 {
 				t.Errorf("closed %d times", s.closed.Load())

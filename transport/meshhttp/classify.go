@@ -50,46 +50,53 @@ func (e streamError) Error() string { return fmt.Sprintf("stream %d: code %d", e
 // refusedStream is REFUSED_STREAM of RFC 9113 section 7.
 const refusedStream = 0x7
 
-// classify sets the outcome of an attempt whose transport returned err.
-func (x *exchange) classify(err error) {
-	x.outcome.Status, x.outcome.Header, x.outcome.GRPC = 0, nil, -1
-	x.outcome.Err = err
+// classify sets the outcome of an attempt whose transport returned err, before
+// the response's headers or in its body.
+func (l *lane) classify(err error) {
+	o := &l.outcome
+	o.Status, o.Header, o.GRPC = 0, nil, -1
+	o.Err = err
 	var limit *outbound.LimitError
 	var dial *dialError
 	var secure *tlsError
 	switch {
 	case errors.As(err, &limit):
-		x.outcome.Failure = resilience.Overflow
-	case x.ctx.Err() != nil:
-		x.outcome.Err = x.contextError(x.ctx.Err())
-	case x.try != nil && x.try.passed.Load():
-		x.outcome.Failure = resilience.PerTryTimeout
-		x.outcome.Err = &outbound.TimeoutError{Place: x.place(), Limit: "per_try_timeout", After: x.try.limit}
-	case x.unsendable(err):
-		x.outcome.Failure = resilience.LocalError
-		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+		o.Failure = resilience.Overflow
+	case l.x.ctx.Err() != nil:
+		o.Failure, o.Err = l.x.contextError(l.x.ctx.Err(), l.place())
+	case l.stop != nil && l.base.Err() != nil:
+		o.Failure, o.Err = resilience.Cancelled, errLost
+	case l.limit != nil && l.limit.passed.Load():
+		o.Failure = resilience.PerTryTimeout
+		o.Err = &outbound.TimeoutError{Place: l.place(), Limit: "per_try_timeout", After: l.limit.limit}
+	case l.limit != nil && l.limit.idle.expired():
+		o.Failure = resilience.PerTryTimeout
+		o.Err = &outbound.TimeoutError{Place: l.place(), Limit: "per_try_idle_timeout", After: l.limit.idle.limit}
+	case l.unsendable(err):
+		o.Failure = resilience.LocalError
+		o.Err = fmt.Errorf("mesh: %s: %w", l.place(), err)
 	case errors.As(err, &secure) && errors.Is(err, source.ErrNotReady):
 		// It expired in this moment: no fault of the endpoint's.
-		x.outcome.Failure = resilience.LocalError
-		x.outcome.Err = &outbound.NotReadyError{Place: x.place(), Missing: "certificate", Err: secure.err}
+		o.Failure = resilience.LocalError
+		o.Err = &outbound.NotReadyError{Place: l.place(), Missing: "certificate", Err: secure.err}
 	case secure != nil:
-		x.outcome.Failure = resilience.ConnectFailure
-		x.outcome.Err = &outbound.TLSError{Place: x.place(), Err: secure.err}
+		o.Failure = resilience.ConnectFailure
+		o.Err = &outbound.TLSError{Place: l.place(), Err: secure.err}
 	case handshakeError(err) || refusedHandshake(err):
-		x.outcome.Failure = resilience.ConnectFailure
-		x.outcome.Err = &outbound.TLSError{Place: x.place(), Err: err}
-	case errors.As(err, &dial):
-		x.outcome.Failure = resilience.ConnectFailure
-		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+		o.Failure = resilience.ConnectFailure
+		o.Err = &outbound.TLSError{Place: l.place(), Err: err}
+	case errors.As(err, &dial), unusable(err):
+		o.Failure = resilience.ConnectFailure
+		o.Err = fmt.Errorf("mesh: %s: %w", l.place(), err)
 	case refused(err):
-		x.outcome.Failure = resilience.RefusedStream
-		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+		o.Failure = resilience.RefusedStream
+		o.Err = fmt.Errorf("mesh: %s: %w", l.place(), err)
 	default:
-		x.outcome.Failure = resilience.Reset
-		if x.written != nil && !x.written.Load() {
-			x.outcome.Failure = resilience.ResetBeforeRequest
+		o.Failure = resilience.Reset
+		if l.written != nil && !l.written.Load() {
+			o.Failure = resilience.ResetBeforeRequest
 		}
-		x.outcome.Err = fmt.Errorf("mesh: %s: %w", x.place(), err)
+		o.Err = fmt.Errorf("mesh: %s: %w", l.place(), err)
 	}
 }
 
@@ -103,12 +110,12 @@ func (e *requestError) Unwrap() error { return e.err }
 // request: a header or method that HTTP does not allow, a body that fails or
 // has another length than it says. Endpoints must not be blamed for it, and
 // another attempt would fail as well. It is asked only of failed attempts.
-func (x *exchange) unsendable(err error) bool {
+func (l *lane) unsendable(err error) bool {
 	var own *requestError
-	if errors.As(err, &own) || x.bodies.failure() != nil {
+	if errors.As(err, &own) || l.x.bodies.failure() != nil {
 		return true
 	}
-	req := x.request
+	req := l.x.request
 	if req.Header == nil || req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method) {
 		return true
 	}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -185,10 +184,10 @@ func TestRefusedElsewhere(t *testing.T) {
 	}
 }
 
-// TestNetHTTPRetriesByItself: one attempt of ours may be sent twice, where the
-// server certainly has not processed it, or the request is idempotent and a
+// TestRepeatedWithinAnAttempt: one attempt may be sent twice, where a closing
+// connection has left it out, or the request is idempotent and a
 // kept connection breaks.
-func TestNetHTTPRetriesByItself(t *testing.T) {
+func TestRepeatedWithinAnAttempt(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		h2     bool
@@ -197,8 +196,8 @@ func TestNetHTTPRetriesByItself(t *testing.T) {
 		first  func(*http2.Framer, int, uint32) bool
 		want   resilience.Failure
 	}{
-		{name: "GET refused once", h2: true, method: "GET", first: reset(http2.ErrCodeRefusedStream)},
-		{name: "POST without a body refused once", h2: true, method: "POST", first: reset(http2.ErrCodeRefusedStream)},
+		{name: "GET refused once", h2: true, method: "GET", first: reset(http2.ErrCodeRefusedStream), want: resilience.RefusedStream},
+		{name: "POST without a body refused once", h2: true, method: "POST", first: reset(http2.ErrCodeRefusedStream), want: resilience.RefusedStream},
 		{name: "GET after GOAWAY", h2: true, method: "GET", first: goAway(0, http2.ErrCodeNo)},
 		{name: "GET on a kept connection that breaks", method: "GET"},
 		{name: "POST on a kept connection that breaks", method: "POST", want: resilience.Reset},
@@ -247,56 +246,42 @@ func TestNetHTTPRetriesByItself(t *testing.T) {
 	}
 }
 
-// TestRefusedForEver: net/http itself sends a request without a body again
-// while a server refuses it, with pauses of 1, 2, 4, ... seconds: a per-try
-// timeout is what ends that, and then another attempt may go elsewhere.
+// TestRefusedForEver: a request without a body that a server refuses is seen to
+// be refused at once, and goes elsewhere only as policy says: net/http's own
+// connections would repeat it for a minute.
 func TestRefusedForEver(t *testing.T) {
-	for _, c := range []struct {
-		perTry, from, to time.Duration
-		want             resilience.Failure
-	}{
-		{0, 30 * time.Second, 90 * time.Second, resilience.RefusedStream},
-		{2500 * time.Millisecond, 2500 * time.Millisecond, 2500 * time.Millisecond, resilience.PerTryTimeout},
-	} {
-		t.Run(fmt.Sprint(c.perTry), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				rec := &recorder{}
-				e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(s *snapshot.Cluster) outbound.Wire {
-					w := NewWire(nil)(s).(*wire)
-					w.plain.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
-						ours, theirs := net.Pipe()
-						go func() {
-							conn := buffered(theirs)
-							rawHTTP2(reset(http2.ErrCodeRefusedStream))(0, conn)
-							conn.Close()
-						}()
-						return ours, nil
-					}
-					return w
-				}})
-				defer e.Close()
-				snap := routed(0, "192.0.2.1:80")
-				for i := range snap.Hosts["reviews:9080"].VirtualHost.Routes {
-					retry := retryOn(t, "connect-failure", 0)
-					retry.PerTryTimeout = c.perTry
-					snap.Hosts["reviews:9080"].VirtualHost.Routes[i].Retry = retry
-				}
-				for _, cluster := range snap.Clusters {
-					cluster.HTTP2 = true
-				}
-				e.Install(snap)
-				client := &http.Client{Transport: NewRoundTripper(e, ClientOptions{Observer: rec})}
-				began := time.Now()
-				_, _, err := get(t, client, request(t, "GET", "http://reviews:9080/", nil))
-				if took := time.Since(began); took < c.from || took > c.to {
-					t.Errorf("took %s, want %s to %s", took, c.from, c.to)
-				}
-				if f := rec.failures(); err == nil || len(f) != 1 || f[0] != c.want {
-					t.Errorf("attempts ended with %v, %v, want %v", f, err, c.want)
-				}
-			})
-		})
-	}
+	synctest.Test(t, func(t *testing.T) {
+		rec := &recorder{}
+		e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(s *snapshot.Cluster) outbound.Wire {
+			return newWire(s, &identities{network: func(context.Context, string, string) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				go func() {
+					conn := buffered(theirs)
+					rawHTTP2(reset(http2.ErrCodeRefusedStream))(0, conn)
+					conn.Close()
+				}()
+				return ours, nil
+			}})
+		}})
+		defer e.Close()
+		snap := routed(0, "192.0.2.1:80")
+		for i := range snap.Hosts["reviews:9080"].VirtualHost.Routes {
+			snap.Hosts["reviews:9080"].VirtualHost.Routes[i].Retry = retryOn(t, "refused-stream", 2)
+		}
+		for _, cluster := range snap.Clusters {
+			cluster.HTTP2 = true
+		}
+		e.Install(snap)
+		client := &http.Client{Transport: NewRoundTripper(e, ClientOptions{Observer: rec})}
+		began := time.Now()
+		_, _, err := get(t, client, request(t, "GET", "http://reviews:9080/", nil))
+		if took := time.Since(began); took > 10*time.Millisecond {
+			t.Errorf("took %s, want the pauses of the policy alone", took)
+		}
+		if f := rec.failures(); err == nil || len(f) != 3 || f[0] != resilience.RefusedStream || f[2] != resilience.RefusedStream {
+			t.Errorf("attempts ended with %v, %v", f, err)
+		}
+	})
 }
 
 // buffered lets the peer of a pipe write without waiting for its reader.

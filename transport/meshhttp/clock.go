@@ -6,65 +6,81 @@ import (
 	"time"
 )
 
-// clock ends deadlines when their time has come. It exists because a runtime
+// clock rings alarms when their time has come. It exists because a runtime
 // timer for each request costs more than its 100 ns: starting one wakes a
 // processor that has nothing to do. Nearly every request ends long before its
-// limit, so a shard has one timer for all of its deadlines, set for the
+// limits, so a shard has one timer for all of its alarms, set for the
 // earliest that it has seen; it is set anew only when it fires, or for an
-// earlier deadline.
+// earlier alarm.
 type clock struct {
 	shards [8]shard
 }
 
-// shard is a share of the deadlines, so that requests seldom meet at a lock.
+// shard is a share of the alarms, so that requests seldom meet at a lock.
 type shard struct {
 	mu    sync.Mutex
-	first *deadline   // a list through deadline.next
+	first *alarm      // a list through alarm.next
 	timer *time.Timer // nil until it is needed
 	set   time.Time   // what timer is set for; zero where it is not
 	_     [64]byte    // keeps shards from sharing a cache line
 }
 
-// add has d.expire called at d.at, unless remove comes before.
-func (c *clock) add(d *deadline) {
-	s := &c.shards[rand.Uint32()%uint32(len(c.shards))]
+// alarm is a time at which a clock calls something. It is a part of what it calls.
+type alarm struct {
+	at    time.Time
+	rings ringer
+
+	shard          *shard
+	next, previous *alarm
+}
+
+// ringer is what an alarm calls, without locks, once its time has come.
+type ringer interface{ ring() }
+
+// add has a.rings called at a.at, unless remove comes before. An alarm that has
+// rung may be added again.
+func (c *clock) add(a *alarm) {
+	s := a.shard
+	if s == nil {
+		s = &c.shards[rand.Uint32()%uint32(len(c.shards))]
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.shard, d.next = s, s.first
+	a.shard, a.next = s, s.first
 	if s.first != nil {
-		s.first.previous = d
+		s.first.previous = a
 	}
-	s.first = d
-	if s.set.IsZero() || d.at.Before(s.set) {
-		s.start(d.at)
+	s.first = a
+	if s.set.IsZero() || a.at.Before(s.set) {
+		s.start(a.at)
 	}
 }
 
-// remove takes a deadline off its list, if it was added and is still on it.
-func (d *deadline) remove() {
-	s := d.shard
+// remove takes an alarm off its list, if it was added and is still on it.
+func (a *alarm) remove() {
+	s := a.shard
 	if s == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unlink(d)
+	s.unlink(a)
 }
 
-// unlink takes a deadline off the list. The caller holds mu.
-func (s *shard) unlink(d *deadline) {
+// unlink takes an alarm off the list. The caller holds mu.
+func (s *shard) unlink(a *alarm) {
 	switch {
-	case d.previous != nil:
-		d.previous.next = d.next
-	case s.first == d:
-		s.first = d.next
+	case a.previous != nil:
+		a.previous.next = a.next
+	case s.first == a:
+		s.first = a.next
 	default:
 		return
 	}
-	if d.next != nil {
-		d.next.previous = d.previous
+	if a.next != nil {
+		a.next.previous = a.previous
 	}
-	d.next, d.previous = nil, nil
+	a.next, a.previous = nil, nil
 }
 
 // start sets the timer. The caller holds mu.
@@ -77,27 +93,27 @@ func (s *shard) start(at time.Time) {
 	}
 }
 
-// fire ends the deadlines whose time has come and sets the timer for the next.
+// fire rings the alarms whose time has come and sets the timer for the next.
 func (s *shard) fire() {
-	var due []*deadline
+	var due []*alarm
 	s.mu.Lock()
 	now, earliest := time.Now(), time.Time{}
-	for d := s.first; d != nil; {
-		next := d.next
+	for a := s.first; a != nil; {
+		next := a.next
 		switch {
-		case !d.at.After(now):
-			s.unlink(d)
-			due = append(due, d)
-		case earliest.IsZero() || d.at.Before(earliest):
-			earliest = d.at
+		case !a.at.After(now):
+			s.unlink(a)
+			due = append(due, a)
+		case earliest.IsZero() || a.at.Before(earliest):
+			earliest = a.at
 		}
-		d = next
+		a = next
 	}
 	if s.set = earliest; !earliest.IsZero() {
 		s.start(earliest)
 	}
 	s.mu.Unlock()
-	for _, d := range due {
-		d.expire()
+	for _, a := range due {
+		a.rings.ring()
 	}
 }

@@ -291,7 +291,8 @@ func TestHTTPSemantics(t *testing.T) {
 			{"any attempt after the request context is done", never(resilience.Cancelled), ""},
 			{"request body not replayable", func(t *testing.T, tally *conformance.Tally, event string) {
 				req := httptest.NewRequest("POST", "http://svc/", once(strings.Repeat("x", 100)))
-				b := newBodies(req, true, false, 10)
+				var b bodies
+				b.begin(req, req.Body, true, false, 10)
 				body, err := b.next()
 				if err != nil {
 					t.Fatal(err)
@@ -348,7 +349,8 @@ func TestHTTPSemantics(t *testing.T) {
 			for name, value := range c.Headers {
 				req.Header.Set(name, value)
 			}
-			b := newBodies(req, true, false, -1) // nothing is kept, as net/http keeps nothing
+			var b bodies
+			b.begin(req, req.Body, true, false, -1) // nothing is kept, as net/http keeps nothing
 			if _, err := b.next(); err != nil {
 				t.Fatal(err)
 			}

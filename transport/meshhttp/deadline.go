@@ -13,19 +13,18 @@ import (
 //
 // It must be the outermost context that net/http sees: a context made from it
 // has no AfterFunc, and the context package then starts a goroutine for each
-// context derived from that. See within.
+// context derived from that. See within and join.
 type deadline struct {
-	context.Context // above: the caller's, with the call's span
-	at              time.Time
-	stop            func() bool // unhooks from the context above; nil where that can not end
+	context.Context             // above: the caller's, with the call's span
+	stop            func() bool // unhooks from the context above; nil where that can not end, or is parent
+	parent          *deadline   // ends this one as well; nil without
+	alarm           alarm
 
-	// The clock's.
-	shard          *shard
-	next, previous *deadline
-
-	mu   sync.Mutex
-	done chan struct{} // made when it is asked for
-	err  error
+	mu       sync.Mutex
+	done     chan struct{} // made when it is asked for
+	err      error
+	children *deadline // a list through sibling
+	sibling  *deadline // guarded by parent.mu
 	// What runs after the end: a first function, which is all that a request
 	// without retries needs, and others. The first one's place is used once.
 	first     func()
@@ -37,28 +36,64 @@ type hook struct{ f func() }
 
 // begin has the clock, which reads now, end the context after the limit. end must follow.
 func (d *deadline) begin(c *clock, above context.Context, now time.Time, limit time.Duration) {
-	d.Context = above
-	d.at = now.Add(limit)
-	if at, ok := above.Deadline(); ok && at.Before(d.at) {
+	d.alarm.at, d.alarm.rings = now.Add(limit), d
+	if at, ok := above.Deadline(); ok && at.Before(d.alarm.at) {
 		// The context above ends first, and says why: the clock must not
 		// forestall it.
-		d.at = at
+		d.alarm.at = at
 	} else {
-		c.add(d)
+		c.add(&d.alarm)
 	}
+	d.under(above)
+}
+
+// under makes d a context below another, without a time limit of its own. end must follow.
+func (d *deadline) under(above context.Context) {
+	d.Context = above
 	if above.Done() != nil {
 		d.stop = context.AfterFunc(above, d.inherit)
 	}
 }
 
-func (d *deadline) expire()  { d.finish(context.DeadlineExceeded) }
+// join makes d a context that ends with the parent and has the values of a
+// context that was made from it. That costs nothing, unlike under. end must follow.
+func (d *deadline) join(parent *deadline, values context.Context) {
+	d.Context = values
+	parent.mu.Lock()
+	err := parent.err
+	if err == nil {
+		d.parent, d.sibling, parent.children = parent, parent.children, d
+	}
+	parent.mu.Unlock()
+	if err != nil {
+		d.finish(err)
+	}
+}
+
+// leave undoes join.
+func (d *deadline) leave() {
+	p := d.parent
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for at := &p.children; *at != nil; at = &(*at).sibling {
+		if *at == d {
+			*at = d.sibling
+			return
+		}
+	}
+}
+
+func (d *deadline) ring()    { d.finish(context.DeadlineExceeded) }
 func (d *deadline) inherit() { d.finish(d.Context.Err()) }
 
 // end frees what begin took.
 func (d *deadline) end() {
-	d.remove()
+	d.alarm.remove()
 	if d.stop != nil {
 		d.stop()
+	}
+	if d.parent != nil {
+		d.leave()
 	}
 	d.finish(context.Canceled)
 }
@@ -80,10 +115,19 @@ func (d *deadline) finish(err error) {
 		go h.f()
 	}
 	d.first, d.more = nil, nil
+	for child := d.children; child != nil; child = child.sibling {
+		child.finish(err)
+	}
+	d.children = nil
 }
 
 // Deadline implements context.Context.
-func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
+func (d *deadline) Deadline() (time.Time, bool) {
+	if d.alarm.at.IsZero() {
+		return d.Context.Deadline()
+	}
+	return d.alarm.at, true
+}
 
 // Done implements context.Context.
 func (d *deadline) Done() <-chan struct{} {

@@ -141,7 +141,7 @@ func TestOutermostContext(t *testing.T) {
 		for i := range s.Hosts["reviews:9080"].VirtualHost.Routes {
 			s.Hosts["reviews:9080"].VirtualHost.Routes[i].Retry = retryOn(t, conditions, 1)
 		}
-		e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(*snapshot.Cluster) outbound.Wire { return &wire{plain: base} }})
+		e := outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: func(c *snapshot.Cluster) outbound.Wire { return &wire{config: c, plain: base} }})
 		e.Install(s)
 		req := request(t, "GET", "http://reviews:9080/", nil)
 		resp, err := NewRoundTripper(e, ClientOptions{}).RoundTrip(req)
@@ -153,4 +153,45 @@ func TestOutermostContext(t *testing.T) {
 			t.Errorf("%s: the transport sees a %T", conditions, base.seen[0])
 		}
 	}
+}
+
+// TestDeadlineJoin: a joined context ends with its parent and never before, has
+// the values of another, and leaves nothing with the parent.
+func TestDeadlineJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		parent := new(deadline)
+		parent.begin(new(clock), context.Background(), time.Now(), time.Minute)
+		var children [3]deadline
+		for i := range children {
+			children[i].join(parent, context.WithValue(parent, key{}, i))
+		}
+		below, cancel := context.WithCancel(&children[2])
+		defer cancel()
+		children[0].end()
+		if children[0].Err() != context.Canceled || children[1].Err() != nil || parent.Err() != nil {
+			t.Errorf("one ended: %v %v, parent %v", children[0].Err(), children[1].Err(), parent.Err())
+		}
+		if at, ok := children[1].Deadline(); !ok || time.Until(at) != time.Minute || children[1].Value(key{}) != 1 {
+			t.Errorf("deadline in %v (%t), value %v", time.Until(at), ok, children[1].Value(key{}))
+		}
+		<-children[1].Done()
+		<-below.Done()
+		for _, ctx := range []context.Context{parent, &children[1], &children[2], below} {
+			if ctx.Err() != context.DeadlineExceeded {
+				t.Errorf("after a minute: %v", ctx.Err())
+			}
+		}
+		late := new(deadline)
+		late.join(parent, parent)
+		if late.Err() != context.DeadlineExceeded {
+			t.Errorf("joined after the end: %v", late.Err())
+		}
+		children[1].end()
+		children[2].end()
+		late.end()
+		if parent.children != nil {
+			t.Error("the parent keeps children")
+		}
+		parent.end()
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/transport/inbound"
@@ -29,7 +30,11 @@ import (
 // and X-Istio- headers of a peer without identity, and headers that policy sets
 // from tokens. The caller's own header map and URL are never changed.
 //
-// next finds the peer by identity.PeerFromContext.
+// next finds the peer by identity.PeerFromContext, and the claims of a verified
+// token by identity.ClaimsFromContext. Its context ends at the deadline that the
+// caller has sent along, in x-envoy-expected-rq-timeout-ms, or in grpc-timeout of
+// a gRPC call; that of a request for a tunnel (CONNECT, Upgrade) is for the answer
+// alone, and is left out. A request whose deadline has passed is refused.
 func Handler(e *inbound.Engine, log *slog.Logger, next http.Handler) http.Handler {
 	if log == nil {
 		log = slog.Default()
@@ -41,6 +46,7 @@ type handler struct {
 	engine *inbound.Engine
 	log    *slog.Logger
 	next   http.Handler
+	clock  clock
 }
 
 // entry is what one request needs until it is admitted.
@@ -59,25 +65,48 @@ var entries = sync.Pool{New: func() any {
 
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if limit, ok := timeLimit(r.Header); ok && !tunnel(r) {
+		d := new(served)
+		d.begin(&h.clock, r.Context(), time.Now(), limit)
+		defer d.end()
+		h.serve(w, r, d)
+		return
+	}
+	h.serve(w, r, nil)
+}
+
+// serve serves a request. d is nil where it has no deadline.
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, d *served) {
 	x := entries.Get().(*entry)
-	admitted, err := h.admit(x, w, r)
-	principal := x.request.Access.Principal
+	admitted, err := h.admit(x, w, r, d)
+	principal, hold := x.request.Access.Principal, x.admission.Hold
 	x.request, x.admission, x.body = inbound.Request{}, inbound.Admission{}, readAhead{}
 	entries.Put(x)
 	if err != nil {
 		h.refuse(w, r, err, principal)
 		return
 	}
-	// Who measures the request outside of here learns the route that a mux inside chose.
-	defer func() { r.Pattern = admitted.Pattern }()
+	returned := false
+	defer func() {
+		// Who measures the request outside of here learns the route that a mux inside chose.
+		r.Pattern = admitted.Pattern
+		if hold != nil {
+			hold.Release(returned && r.Context().Err() == nil)
+		}
+	}()
 	h.next.ServeHTTP(w, admitted)
+	returned = true
 }
 
 // admit asks the engine, and returns the request as the handler is given it.
-func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request) (*http.Request, error) {
+func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request, d *served) (*http.Request, error) {
 	rewritten := x.describe(h.engine, r)
 	a := &x.admission
-	err := h.engine.Admit(r.Context(), &x.request, a)
+	ctx := r.Context()
+	if d != nil {
+		ctx = d
+	}
+	err := h.engine.Admit(ctx, &x.request, a)
 	if a.CloseConnection {
 		w.Header().Set("Connection", "close")
 	}
@@ -87,7 +116,19 @@ func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request) (*http
 	for _, line := range a.Response {
 		w.Header().Add(line.Name, line.Value)
 	}
-	admitted := r.WithContext(identity.ContextWithPeer(r.Context(), a.Peer))
+	ctx = r.Context()
+	if r.ProtoMajor >= 2 {
+		ctx = contextOfHTTP2(ctx)
+	}
+	ctx = identity.ContextWithPeer(ctx, a.Peer)
+	if a.Claims != nil {
+		ctx = identity.ContextWithClaims(ctx, a.Claims)
+	}
+	ctx = a.Hold.Context(ctx)
+	if d != nil {
+		ctx = admittedContext{d, ctx}
+	}
+	admitted := r.WithContext(ctx)
 	access := &x.request.Access
 	if a.HeaderChanged {
 		admitted.Header = access.Header
@@ -101,6 +142,16 @@ func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request) (*http
 			admitted.Header = admitted.Header.Clone()
 		}
 		delete(admitted.Header, "Host")
+	}
+	if a.HostChanged {
+		admitted.Host = access.Authority
+		if u := admitted.URL; u.Host != "" {
+			// A target in absolute form: its host is the same one.
+			same := *u
+			same.Host = access.Authority
+			admitted.URL = &same
+			rewritten = rewritten || r.Method != http.MethodConnect
+		}
 	}
 	if rewritten || a.PathChanged || a.QueryChanged {
 		rewrite(admitted, access)

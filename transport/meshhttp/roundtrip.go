@@ -10,13 +10,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/transport/outbound"
@@ -26,9 +24,10 @@ import (
 type ClientOptions struct {
 	// Observer is the engine's; nil for none.
 	Observer outbound.Observer
-	// Inject returns the header with the context's trace context added; the
-	// header that it is given stays as it is. nil adds nothing.
-	Inject func(context.Context, http.Header) http.Header
+	// Inject returns the header with the context's trace context added. The
+	// header that it is given stays as it is, unless own says that it need not.
+	// nil adds nothing.
+	Inject func(ctx context.Context, h http.Header, own bool) http.Header
 	// Replay is how many bytes of a request's body are kept for a retry where
 	// the request has no GetBody. Zero means 64 KiB; negative keeps nothing.
 	Replay int64
@@ -44,6 +43,7 @@ type RoundTripper struct {
 	engine  *outbound.Engine
 	options ClientOptions
 	clock   clock
+	copies  copies
 }
 
 // NewRoundTripper returns a RoundTripper on an engine whose wires come from NewWire.
@@ -58,7 +58,17 @@ func NewRoundTripper(e *outbound.Engine, o ClientOptions) *RoundTripper {
 		t.DialContext = markDialErrors(dial)
 		o.External = t
 	}
-	return &RoundTripper{engine: e, options: o}
+	rt := &RoundTripper{engine: e, options: o}
+	rt.copies.ctx, rt.copies.cancel = context.WithCancel(context.Background())
+	return rt
+}
+
+// Close ends the copies of requests that are under way to mirrors, and waits
+// for them, and closes idle connections to hosts outside the mesh. Other
+// requests are not affected.
+func (rt *RoundTripper) Close() {
+	rt.copies.close()
+	rt.CloseIdleConnections()
 }
 
 // CloseIdleConnections closes the idle connections to hosts outside the mesh;
@@ -72,54 +82,67 @@ func (rt *RoundTripper) CloseIdleConnections() {
 // exchange is one request and its response: all state of RoundTrip in one
 // allocation, and the response's body that the caller reads.
 type exchange struct {
-	call    outbound.Call
-	lease   outbound.Lease
+	own     outbound.Call
+	call    *outbound.Call // own, or the call of a copy for a mirror
+	first   lane           // the only one, but in a race
+	race    *race          // nil where no attempts run side by side
 	rt      *RoundTripper
 	request *http.Request
-	url     url.URL
-	outcome resilience.Outcome
+	outcome resilience.Outcome // the call's
 
-	parent  context.Context // the caller's
-	ctx     context.Context // the call's: parent, the span, the route's time limit
-	timeout time.Duration   // zero where limit is not used
+	ctx     context.Context // the call's: the request's, the span, the route's time limits
+	limited bool            // limit is ctx
 	limit   deadline
-	try     *try         // of the attempt that the response came from; nil without a per-try timeout
-	gate    *gate        // that the present attempt has entered
-	secured *secured     // how policy secures the present attempt's connection; nil where it does not
-	source  *heldSource  // of secured
-	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
+	idle    *idle // nil without an idle limit
 
-	bodies   bodies        // the request's
-	body     io.ReadCloser // the response's
+	copies atomic.Pointer[[]*exchange] // for mirrors, until the request has an endpoint; nil without
+
+	bodies   bodies         // the request's
+	response *http.Response // what the caller has
+	body     io.ReadCloser  // the response's
+	winner   *lane          // that it came from
 	finished atomic.Bool
+	parts    atomic.Int32 // in a race: attempts that have not ended, and the response
 }
 
 // RoundTrip implements http.RoundTripper. Beside the errors of net/http it
-// returns outbound's typed errors. The time limit of the route covers the
+// returns outbound's typed errors. The time limits of the route cover the
 // response's body, so the body must be closed, as ever.
+//
+// Where policy itself answers (a redirect, a direct response, an injected
+// fault, a CORS preflight, a missing cluster) the response is as a server's.
+// The path that is sent, the authority and headers are those that policy makes
+// of the request's; the response's Request is the caller's.
 func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || (req.URL.Scheme != "http" && req.URL.Scheme != "https") || req.URL.Host == "" {
 		closeBody(req.Body)
 		return nil, fmt.Errorf("mesh: request needs an http or https URL with a host, has %q", redactedURL(req.URL))
 	}
-	x := &exchange{rt: rt, request: req, parent: req.Context(), ctx: req.Context()}
+	x := &exchange{rt: rt, request: req, ctx: req.Context()}
+	x.call, x.first.x = &x.own, x
 	view(req, &x.call.Request)
-	err := rt.engine.Decide(x.ctx, &x.call, req.URL.Host, req.URL.Scheme)
+	err := rt.engine.Decide(x.ctx, x.call, req.URL.Host, req.URL.Scheme)
 	if rt.options.Observer != nil {
-		x.ctx = rt.options.Observer.CallStart(x.ctx, &x.call)
-	}
-	if err == nil {
-		if x.timeout = x.call.Timeout(); x.timeout > 0 {
-			x.limit.begin(&rt.clock, x.ctx, x.call.Ready(), x.timeout)
-			x.ctx = &x.limit
-		}
+		x.ctx = rt.options.Observer.CallStart(x.ctx, x.call)
 	}
 	if err != nil {
 		closeBody(req.Body)
-		x.outcome = resilience.Outcome{GRPC: -1, Err: err}
-		x.finish()
-		return nil, err
+		return nil, x.fail(resilience.Outcome{GRPC: -1, Err: err})
 	}
+	if delay := x.call.Delay(); delay > 0 {
+		if err := x.hold(delay); err != nil {
+			closeBody(req.Body)
+			return nil, x.fail(resilience.Outcome{GRPC: -1, Failure: resilience.Cancelled, Err: err})
+		}
+	}
+	if local := x.call.Local(); local != nil {
+		closeBody(req.Body)
+		resp := localResponse(req, local)
+		x.outcome = resilience.Outcome{Status: resp.StatusCode, GRPC: grpcStatus(resp.Header)}
+		x.finish()
+		return resp, nil
+	}
+	x.begin()
 	resp, err := x.attempts()
 	if err != nil {
 		x.outcome.Err = err
@@ -129,185 +152,67 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return x.hand(resp), nil
 }
 
+// fail ends the exchange before any attempt.
+func (x *exchange) fail(o resilience.Outcome) error {
+	x.outcome = o
+	x.finish()
+	return o.Err
+}
+
+// hold keeps the request for as long as an injected fault asks for.
+func (x *exchange) hold(delay time.Duration) error {
+	defer x.call.EndDelay()
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-x.ctx.Done():
+		return x.ctx.Err()
+	}
+}
+
+// begin starts the call's time limits.
+func (x *exchange) begin() {
+	timeout, idle := x.call.Timeout(), x.call.IdleTimeout()
+	switch {
+	case timeout > 0:
+		x.limit.begin(&x.rt.clock, x.ctx, x.call.Ready(), timeout)
+	case idle > 0:
+		x.limit.under(x.ctx)
+	default:
+		return
+	}
+	x.ctx, x.limited = &x.limit, true
+	if idle > 0 {
+		x.idle = newIdle(&x.rt.clock, idle, &x.limit)
+	}
+}
+
 // attempts sends the request until a response or error is the caller's.
 func (x *exchange) attempts() (*http.Response, error) {
 	policy := x.call.Retry()
 	config := x.call.Cluster()
-	x.bodies = newBodies(x.request, policy != nil, config.Outlier != nil || config.Breaker != nil, x.rt.options.Replay)
+	source := x.request.Body
+	if shadows := x.call.Shadows(); len(shadows) > 0 {
+		source = x.mirror(shadows)
+	}
+	x.bodies.begin(x.request, source, policy != nil, config.Outlier != nil || config.Breaker != nil || config.Accrual != nil, x.rt.options.Replay)
 	defer x.bodies.done()
-	for {
-		resp, err := x.attempt(policy)
-		if err != nil {
-			return nil, err
-		}
-		failed := x.outcome.Failure != resilience.NoFailure
-		wait, again := time.Duration(0), false
-		if policy != nil && x.outcome.Failure != resilience.Cancelled && x.outcome.Failure != resilience.RouteTimeout && x.bodies.again() {
-			wait, again = x.call.Next(&x.outcome)
-		}
-		if !again {
-			x.call.Committed()
-			if failed {
-				x.endTry()
-				return nil, x.outcome.Err
-			}
-			return resp, nil
-		}
-		if resp != nil {
-			drain(resp.Body)
-		}
-		x.endTry()
-		if wait > 0 {
-			timer := time.NewTimer(wait)
-			select {
-			case <-timer.C:
-			case <-x.ctx.Done():
-				timer.Stop()
-				return nil, x.contextError(x.ctx.Err())
-			}
-		}
+	if initial, onTimeout := x.call.Hedges(); (initial > 1 || onTimeout) && x.repeatable() {
+		return x.runRace(policy, initial, onTimeout)
 	}
+	x.first.base = x.ctx
+	resp, err := x.first.run(policy)
+	x.first.try.Commit()
+	x.outcome, x.winner = x.first.outcome, &x.first
+	return resp, err
 }
 
-// attempt sends the request once. An error means that nothing was sent and
-// nothing more shall be; a failure on the wire is in x.outcome.
-func (x *exchange) attempt(policy *resilience.RetryPolicy) (*http.Response, error) {
-	x.outcome = resilience.Outcome{GRPC: -1}
-	if err := x.call.Begin(); err != nil {
-		x.outcome.Failure = resilience.Overflow
-		return nil, err
-	}
-	if err := x.call.Pick(&x.lease); err != nil {
-		return nil, err
-	}
-	if err := x.secure(); err != nil {
-		if x.outcome.Failure = resilience.LocalError; x.parent.Err() != nil {
-			x.outcome.Failure = resilience.Cancelled
-		}
-		return nil, err
-	}
-	n, ctx := x.call.Attempts(), x.ctx
-	if x.rt.options.Observer != nil {
-		ctx = x.rt.options.Observer.TryStart(ctx, &x.call, n, x.lease.Endpoint())
-	}
-	spanned := ctx
-	if policy != nil && policy.On&resilience.OnResetBeforeRequest != 0 {
-		written := new(atomic.Bool)
-		x.written = written
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
-	}
-	if x.timeout > 0 && ctx != x.ctx {
-		ctx = within{&x.limit, ctx}
-	}
-	if policy != nil && policy.PerTryTimeout > 0 {
-		x.try = newTry(ctx, policy.PerTryTimeout)
-		ctx = x.try.ctx
-	}
-	resp, err := x.send(ctx)
-	if err != nil {
-		x.classify(err)
-	} else {
-		x.outcome.Status, x.outcome.Header = resp.StatusCode, resp.Header
-		x.outcome.GRPC = grpcStatus(resp.Header)
-		if x.try != nil {
-			x.try.headersCame()
-		}
-	}
-	x.lease.Report(&x.outcome)
-	if x.rt.options.Observer != nil {
-		x.rt.options.Observer.TryEnd(spanned, &x.call, n, &x.outcome)
-	}
-	return resp, nil
-}
-
-var errTLSTwice = errors.New("policy secures the connection already, with a certificate for the server's name: call the http URL, or set the DestinationRule's tls mode to DISABLE")
-
-// secure finds what the attempt's connection is secured with, and waits for a
-// certificate that has not come yet. An error means that nothing may be sent.
-//
-// Where the caller's URL is https and policy asks for mutual TLS of the mesh,
-// the caller's TLS travels inside it, as it does between Istio's proxies.
-// Inside TLS as on the web nobody expects a second one, so that is an error.
-func (x *exchange) secure() error {
-	x.secured, x.source = nil, nil
-	policy := x.lease.Security()
-	if policy == nil || x.call.Passes() {
-		return nil
-	}
-	s := x.lease.Wire().(*wire).secured[policy]
-	if x.request.URL.Scheme == "https" && policy.Verify != snapshot.VerifySPIFFE {
-		return &outbound.TLSError{Place: x.place(), Err: errTLSTwice}
-	}
-	src, err := s.source()
-	if err != nil {
-		return &outbound.TLSError{Place: x.place(), Err: fmt.Errorf("identity source: %w", err)}
-	}
-	if _, err := x.call.Material(x.ctx, src, s.mutual()); err != nil {
-		return err
-	}
-	x.secured, x.source = s, src
-	return nil
-}
-
-// send puts the attempt on the wire.
-func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	body, err := x.bodies.next()
-	if err != nil {
-		return nil, err
-	}
-	out := x.request
-	if ctx != x.parent {
-		out = out.WithContext(ctx)
-	} else {
-		clone := *out
-		out = &clone
-	}
-	out.Body = body
-	if x.rt.options.Inject != nil {
-		out.Header = x.rt.options.Inject(ctx, out.Header)
-	}
-	if x.call.Passes() {
-		return x.rt.options.External.RoundTrip(out)
-	}
-	wire := x.lease.Wire().(*wire)
-	if wire.gate != nil {
-		if limit := wire.gate.enter(ctx); limit != "" {
-			closeBody(body)
-			return nil, wire.gate.refusal(ctx, limit, x.place())
-		}
-		x.gate = wire.gate
-	}
-	if out.Host == "" {
-		out.Host = x.request.URL.Host
-	}
-	x.url = *x.request.URL
-	x.url.Host = x.lease.Endpoint().Address
-	out.URL = &x.url
-	if n := wire.maxRequests; n > 1 {
-		out = lastOfConnection(out, n)
-	}
-	if x.secured == nil {
-		return wire.transport(x.request.URL).RoundTrip(out)
-	}
-	host, inner := x.request.URL.Hostname(), ""
-	if x.url.Scheme == "https" {
-		inner = host
-	}
-	x.url.Scheme = "https"
-	return x.secured.transport(x.source, host, inner).RoundTrip(out)
-}
-
-// endTry gives back what the present attempt holds, but not what the call holds.
-func (x *exchange) endTry() {
-	if x.try != nil {
-		x.try.end()
-		x.try = nil
-	}
-	if x.gate != nil {
-		x.gate.leave()
-		x.gate = nil
-	}
-	x.lease.Release()
+// repeatable reports whether attempts can run side by side: each needs the
+// whole body, and a connection that changes its protocol is one party's alone.
+func (x *exchange) repeatable() bool {
+	return (!hasBody(x.request) || x.request.GetBody != nil) && x.request.Header["Upgrade"] == nil
 }
 
 // finish ends the exchange unless it has ended.
@@ -317,24 +222,52 @@ func (x *exchange) finish() {
 	}
 }
 
-// end frees all that the exchange holds: attempt, call, time limit.
+// end frees all that the exchange holds: attempt, call, time limits.
 func (x *exchange) end() {
-	x.endTry()
+	if l := x.winner; l != nil {
+		l.end()
+		if l.stop != nil {
+			l.stop(nil)
+		}
+	}
+	if x.race == nil {
+		x.close()
+	} else {
+		x.part()
+	}
+}
+
+// part ends one of the parts of a race; the last one ends the call.
+func (x *exchange) part() {
+	if x.parts.Add(-1) == 0 {
+		x.close()
+	}
+}
+
+func (x *exchange) close() {
+	x.idle.stop()
+	x.dropCopies()
 	x.call.Finish(&x.outcome)
-	if x.timeout > 0 {
+	if x.limited {
 		x.limit.end()
 	}
 }
 
 // hand makes the response the caller's: the exchange ends with its body.
 func (x *exchange) hand(resp *http.Response) *http.Response {
-	resp.Request = x.request
 	x.outcome.Header = nil // the caller may change it from now on
+	if resp.Header == nil {
+		resp.Header = make(http.Header)
+	}
+	if !x.call.Passes() {
+		x.call.Incoming(&x.winner.lease, resp.StatusCode, resp.Header, routing.CanonicalHeaders)
+	}
+	resp.Request = x.request
 	if resp.Body == nil || resp.Body == http.NoBody {
 		x.finish()
 		return resp
 	}
-	x.body = resp.Body
+	x.body, x.response = resp.Body, resp
 	if writer, ok := resp.Body.(io.Writer); ok {
 		// 101 Switching Protocols: the caller writes to the body as well.
 		resp.Body = &upgraded{exchange: x, writer: writer}
@@ -347,16 +280,30 @@ func (x *exchange) hand(resp *http.Response) *http.Response {
 // Read implements io.Reader for the response's body.
 func (x *exchange) Read(p []byte) (int, error) {
 	n, err := x.body.Read(p)
+	x.moved()
 	// Close may run at the same time: who is first owns the exchange.
 	if err != nil && !x.finished.Swap(true) {
 		if err != io.EOF {
 			status := x.outcome.Status
-			x.classify(err)
+			x.winner.classify(err)
+			x.outcome = x.winner.outcome
 			x.outcome.Status, err = status, x.outcome.Err
+		} else if len(x.response.Trailer) > 0 {
+			if load := loadReport(x.response.Trailer); load != nil && !x.call.Passes() {
+				x.winner.lease.ReportLoad(load)
+			}
 		}
 		x.end()
 	}
 	return n, err
+}
+
+// moved notes that bytes of the response have moved.
+func (x *exchange) moved() {
+	x.idle.touch()
+	if limit := x.winner.limit; limit != nil {
+		limit.idle.touch()
+	}
 }
 
 // Close implements io.Closer for the response's body.
@@ -372,7 +319,11 @@ type upgraded struct {
 	writer io.Writer
 }
 
-func (u *upgraded) Write(p []byte) (int, error) { return u.writer.Write(p) }
+func (u *upgraded) Write(p []byte) (int, error) {
+	n, err := u.writer.Write(p)
+	u.moved()
+	return n, err
+}
 
 // view fills in what the rules see of a request.
 func view(req *http.Request, r *routing.Request) {
@@ -396,26 +347,17 @@ func view(req *http.Request, r *routing.Request) {
 	r.Header = req.Header
 }
 
-func (x *exchange) place() outbound.Place {
-	p := x.call.Place()
-	if e := x.lease.Endpoint(); e != nil {
-		p.Endpoint = e.Address
-	}
-	return p
-}
-
 // contextError says whose time limit or cancellation ended x.ctx.
-func (x *exchange) contextError(err error) error {
-	if x.parent.Err() != nil {
-		x.outcome.Failure = resilience.Cancelled
-		return x.parent.Err()
+func (x *exchange) contextError(err error, at outbound.Place) (resilience.Failure, error) {
+	switch {
+	case x.request.Context().Err() != nil:
+		return resilience.Cancelled, x.request.Context().Err()
+	case x.idle.expired():
+		return resilience.RouteTimeout, &outbound.TimeoutError{Place: at, Limit: "idle_timeout", After: x.idle.limit}
+	case errors.Is(err, context.DeadlineExceeded) && x.call.Timeout() > 0:
+		return resilience.RouteTimeout, &outbound.TimeoutError{Place: at, Limit: "timeout", After: x.call.Timeout()}
 	}
-	if errors.Is(err, context.DeadlineExceeded) && x.timeout > 0 {
-		x.outcome.Failure = resilience.RouteTimeout
-		return &outbound.TimeoutError{Place: x.place(), Limit: "timeout", After: x.timeout}
-	}
-	x.outcome.Failure = resilience.Cancelled
-	return err
+	return resilience.Cancelled, err
 }
 
 func redactedURL(u *url.URL) string {

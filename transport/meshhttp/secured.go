@@ -32,7 +32,7 @@ type secured struct {
 // generation is the connections that were made between two changes of the source.
 type generation struct {
 	mu         sync.Mutex
-	transports sync.Map // generationKey -> *http.Transport
+	transports sync.Map // generationKey -> carrier
 }
 
 // generationKey tells the transports of a generation apart.
@@ -41,6 +41,7 @@ type generationKey struct {
 	// inner is the host of a caller's https URL, whose own TLS travels inside
 	// policy's; "" without.
 	inner string
+	http2 bool
 }
 
 func newSecured(w *wire, policy *snapshot.ClientTLS) *secured {
@@ -107,56 +108,65 @@ var retireAgain = []time.Duration{50 * time.Millisecond, time.Second, 10 * time.
 
 func (g *generation) closeIdle() {
 	g.transports.Range(func(_, t any) bool {
-		t.(*http.Transport).CloseIdleConnections()
+		letGo(t.(carrier))
 		return true
 	})
 }
 
 // transport returns the connections for the host that a request calls; inner
 // is the host of an https URL.
-func (s *secured) transport(src *heldSource, host, inner string) *http.Transport {
-	key := generationKey{serverName: s.policy.ServerName, inner: inner}
-	if key.serverName == "" {
-		key.serverName = host
-	}
+func (s *secured) transport(src *heldSource, host, inner string, http2 bool) carrier {
+	key := generationKey{serverName: s.serverName(host), inner: inner, http2: http2 && inner == ""}
 	g := s.connections.Load()
 	if t, ok := g.transports.Load(key); ok {
-		return t.(*http.Transport)
+		return t.(carrier)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if t, ok := g.transports.Load(key); ok {
-		return t.(*http.Transport)
+		return t.(carrier)
 	}
 	t := newTransport(s.wire.config, s.wire.identities.network)
 	limit := s.wire.config.ConnectTimeout
-	if inner == "" {
-		t.Protocols = new(http.Protocols)
-		t.Protocols.SetHTTP1(!s.wire.config.HTTP2)
-		t.Protocols.SetHTTP2(s.wire.config.HTTP2)
-		t.DialTLSContext = dialTLS(t.DialContext, s.config(src, key.serverName), limit, s.wire.config.HTTP2)
-	} else {
+	var made carrier = t
+	switch {
+	case inner != "":
 		t.ForceAttemptHTTP2 = true
 		t.TLSClientConfig = clientTLS(inner)
-		outer := s.config(src, key.serverName)
+		outer := s.config(src, key.serverName, http2)
 		outer.NextProtos = slices.DeleteFunc(outer.NextProtos, func(p string) bool {
 			return p == tlsconfig.ProtocolHTTP1 || p == tlsconfig.ProtocolHTTP2
 		})
 		t.DialTLSContext = dialTLS(dialTLS(t.DialContext, outer, limit, false), t.TLSClientConfig, limit, false)
+	case http2:
+		t.DialTLSContext = dialTLS(t.DialContext, s.config(src, key.serverName, true), limit, true)
+		made = s.wire.newStreams(t, "https")
+	default:
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP1(true)
+		t.DialTLSContext = dialTLS(t.DialContext, s.config(src, key.serverName, false), limit, false)
 	}
-	g.transports.Store(key, t)
-	return t
+	g.transports.Store(key, made)
+	return made
+}
+
+// serverName is what is sent as SNI to the host that a request calls.
+func (s *secured) serverName(host string) string {
+	if s.policy.ServerName != "" {
+		return s.policy.ServerName
+	}
+	return host
 }
 
 // config is the policy for crypto/tls.
-func (s *secured) config(src *heldSource, serverName string) *tls.Config {
+func (s *secured) config(src *heldSource, serverName string, http2 bool) *tls.Config {
 	return tlsconfig.Client(src, tlsconfig.ClientOptions{
 		ServerName:         serverName,
 		Peer:               tlsconfig.Peer{SANs: s.policy.SANs},
 		Verification:       verification(s.policy.Verify),
 		WithoutCertificate: !s.mutual(),
 		MinVersion:         s.policy.MinVersion,
-		Protocols:          protocols(s.policy, s.wire.config.HTTP2),
+		Protocols:          protocols(s.policy, http2),
 	})
 }
 

@@ -132,7 +132,7 @@ func TestTLSInMutualTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.transport(src, "example.com", "example.com").TLSClientConfig.RootCAs = roots
+		s.transport(src, "example.com", "example.com", false).(*http.Transport).TLSClientConfig.RootCAs = roots
 		return wire
 	})
 	if code, body, err := get(t, w.client, request(t, "GET", "https://example.com/", nil)); err != nil || code != 200 || body != "HTTP/2.0 example.com example.com" {

@@ -106,7 +106,7 @@ func TestHandlerWaitsForPolicy(t *testing.T) {
 	}{
 		{"comes in time", 3 * time.Second, 0, 200, 3 * time.Second},
 		{"never comes", 0, 0, 503, 15 * time.Second},
-		{"comes too late for the request", 3 * time.Second, 2 * time.Second, 503, 2 * time.Second},
+		{"comes too late for the request", 3 * time.Second, 2 * time.Second, 504, 2 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -25,14 +25,24 @@ const (
 	maxIdleTime = 90 * time.Second
 )
 
-// wire holds the connections to one cluster: one http.Transport for plaintext,
-// one for each way in which policy secures connections and the server name
-// with it, and one for each server name where the caller's URL asks for TLS.
+// carrier carries requests to the endpoints of a cluster in one way:
+// an *http.Transport for HTTP/1.1 and for URLs whose TLS negotiates the version,
+// *streams for HTTP/2.
+type carrier interface {
+	http.RoundTripper
+	CloseIdleConnections()
+}
+
+// wire holds the connections to one cluster: those for plaintext, those for each
+// way in which policy secures connections and the server name with it, and those
+// for each server name where the caller's URL asks for TLS.
 // The endpoint is the address in the request's URL, chosen before.
 type wire struct {
-	config *snapshot.Cluster
-	plain  http.RoundTripper // an *http.Transport
-	gate   *gate             // nil where policy sets no limit
+	config        *snapshot.Cluster
+	plain, plain2 carrier // without TLS, for HTTP/1.1 and HTTP/2
+	// gates are for connections of HTTP/1.1, by priority; nil where policy sets no limit.
+	gates [resilience.Priorities]*gate
+	room  *room // for those of HTTP/2
 	// maxRequests closes a connection after so many requests; below 2 there is
 	// nothing to count.
 	maxRequests uint32
@@ -40,6 +50,8 @@ type wire struct {
 	identities *identities
 	// secured has an entry for each TLS of config; it does not change.
 	secured map[*snapshot.ClientTLS]*secured
+
+	checks atomic.Pointer[wire] // for health checks; nil before the first
 
 	mu      sync.Mutex
 	tls     sync.Map // server name -> *http.Transport
@@ -59,15 +71,14 @@ func NewWire(sources Sources) func(*snapshot.Cluster) outbound.Wire {
 }
 
 func newWire(config *snapshot.Cluster, all *identities) *wire {
-	plain := newTransport(config, all.network)
-	w := &wire{config: config, plain: plain, maxRequests: config.MaxRequestsPerConnection, identities: all}
-	if config.HTTP2 {
-		plain.Protocols = new(http.Protocols)
-		plain.Protocols.SetUnencryptedHTTP2(true)
-	} else if config.Limits.MaxConnections != math.MaxUint32 {
-		// A connection of HTTP/2 carries many requests, and net/http opens one
-		// for each endpoint: only HTTP/1.1 can reach the limit.
-		w.gate = newGate(config.Limits)
+	w := &wire{config: config, maxRequests: config.MaxRequestsPerConnection, identities: all, room: newRoom(config)}
+	w.plain, w.plain2 = newTransport(config, all.network), w.newStreams(newTransport(config, all.network), "http")
+	if !config.HTTP2 {
+		for p, limits := range w.room.limits {
+			if limits.MaxConnections != math.MaxUint32 {
+				w.gates[p] = newGate(limits)
+			}
+		}
 	}
 	for i := -1; i < len(config.Sockets); i++ {
 		policy := config.TLS
@@ -84,10 +95,41 @@ func newWire(config *snapshot.Cluster, all *identities) *wire {
 	return w
 }
 
+func newRoom(config *snapshot.Cluster) *room {
+	r := &room{}
+	r.limits[resilience.DefaultPriority], r.limits[resilience.HighPriority] = config.Limits, config.HighLimits
+	if config.HighLimits == (resilience.Limits{}) {
+		// A cluster that nobody compiled from policy, such as one of the default policy.
+		r.limits[resilience.HighPriority] = config.Limits
+	}
+	return r
+}
+
+// newStreams has a transport, which nothing else uses, make connections of HTTP/2.
+func (w *wire) newStreams(t *http.Transport, scheme string) *streams {
+	t.Protocols = new(http.Protocols)
+	if scheme == "http" {
+		t.Protocols.SetUnencryptedHTTP2(true)
+		t.DialContext = remember(t.DialContext)
+	} else {
+		t.Protocols.SetHTTP2(true)
+		t.DialTLSContext = remember(t.DialTLSContext)
+	}
+	t.DisableKeepAlives = false // streams counts the requests
+	return newStreams(t, scheme, w.config.ConnectTimeout, w.config.MaxConcurrentStreams, w.config.MaxRequestsPerConnection, w.room)
+}
+
+// usesHTTP2 reports whether a request goes by HTTP/2, as policy asks: always,
+// or where the request that is being served meanwhile came by it. Inside a
+// caller's own TLS the two ends agree on the version.
+func (w *wire) usesHTTP2(ctx context.Context) bool {
+	return w.config.HTTP2 || w.config.ClientProtocol && servesHTTP2(ctx)
+}
+
 // newTransport returns connections to a cluster; network is nil for the machine's.
 func newTransport(config *snapshot.Cluster, network dialFunc) *http.Transport {
 	if network == nil {
-		network = (&net.Dialer{Timeout: config.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext
+		network = dialer(config)
 	}
 	idle := maxIdleTime
 	if config.IdleTimeout > 0 && config.IdleTimeout < idle {
@@ -108,13 +150,50 @@ func newTransport(config *snapshot.Cluster, network dialFunc) *http.Transport {
 	if n := config.Limits.MaxConnections; n < maxIdlePerEndpoint {
 		t.MaxIdleConns = int(max(n, 1))
 	}
+	if ping := config.HTTP2Ping; ping.Interval > 0 {
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: ping.Interval, PingTimeout: ping.Timeout}
+	}
 	return t
+}
+
+// dialer dials as the cluster's configuration says. A name is looked up at each
+// connection, which is what policy asks for with the discovery LOGICAL_DNS.
+func dialer(config *snapshot.Cluster) dialFunc {
+	d := &net.Dialer{Timeout: config.ConnectTimeout, KeepAlive: 30 * time.Second}
+	if k := config.KeepAlive; k != nil {
+		// Below zero leaves the operating system's value.
+		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}
+		if k.Idle > 0 {
+			d.KeepAliveConfig.Idle = k.Idle
+		}
+		if k.Interval > 0 {
+			d.KeepAliveConfig.Interval = k.Interval
+		}
+		if k.Probes > 0 {
+			d.KeepAliveConfig.Count = k.Probes
+		}
+	}
+	family := "tcp"
+	if config.Discovery == snapshot.LogicalDNS && config.DNS != nil {
+		switch config.DNS.Family {
+		case "ip4":
+			family = "tcp4"
+		case "ip6":
+			family = "tcp6"
+		}
+	}
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		return d.DialContext(ctx, family, address)
+	}
 }
 
 // transport returns the connections for a request's URL to an endpoint that
 // policy does not secure.
-func (w *wire) transport(u *url.URL) http.RoundTripper {
+func (w *wire) transport(u *url.URL, http2 bool) carrier {
 	if u.Scheme == "http" {
+		if http2 {
+			return w.plain2
+		}
 		return w.plain
 	}
 	name := u.Hostname()
@@ -141,7 +220,11 @@ func (w *wire) transport(u *url.URL) http.RoundTripper {
 func (w *wire) Retire() {
 	w.mu.Lock()
 	w.retired = true
+	checks := w.checks.Load()
 	w.mu.Unlock()
+	if checks != nil {
+		checks.Retire()
+	}
 	w.closeIdle()
 	for _, later := range retireAgain {
 		time.AfterFunc(later, w.closeIdle)
@@ -152,11 +235,24 @@ func (w *wire) Retire() {
 }
 
 func (w *wire) closeIdle() {
-	w.plain.(*http.Transport).CloseIdleConnections()
+	for _, c := range []carrier{w.plain, w.plain2} {
+		letGo(c)
+	}
 	w.tls.Range(func(_, t any) bool {
 		t.(*http.Transport).CloseIdleConnections()
 		return true
 	})
+}
+
+// letGo closes connections that are not used now; those of HTTP/2 that are, after their last stream.
+func letGo(c carrier) {
+	switch c := c.(type) {
+	case nil:
+	case *streams:
+		c.retire()
+	default:
+		c.CloseIdleConnections()
+	}
 }
 
 // gate bounds the connections of a cluster that carry HTTP/1.1, where each

@@ -83,10 +83,11 @@ func TestGate(t *testing.T) {
 	t.Run("the time limit of the attempt", func(t *testing.T) {
 		g := newGate(resilience.Limits{MaxConnections: 1, MaxPendingRequests: 1})
 		g.enter(t.Context())
-		limited := newTry(t.Context(), time.Millisecond)
+		limited := new(try)
+		limited.begin(new(clock), nil, t.Context(), time.Now(), time.Millisecond, 0)
 		defer limited.end()
-		limit := g.enter(limited.ctx)
-		if err := g.refusal(limited.ctx, limit, at); !errors.Is(err, errPerTry) {
+		limit := g.enter(&limited.ctx)
+		if err := g.refusal(&limited.ctx, limit, at); !errors.Is(err, context.Canceled) || !limited.passed.Load() {
 			t.Errorf("%q, refusal %v", limit, err)
 		}
 	})
@@ -103,10 +104,10 @@ func (*recorder) Leg(outbound.LegInfo) any { return nil }
 func (*recorder) CallStart(ctx context.Context, _ *outbound.Call) context.Context {
 	return ctx
 }
-func (*recorder) TryStart(ctx context.Context, _ *outbound.Call, _ int, _ *outbound.Endpoint) context.Context {
+func (*recorder) TryStart(ctx context.Context, _ *outbound.Try, _ *outbound.Endpoint) context.Context {
 	return ctx
 }
-func (r *recorder) TryEnd(_ context.Context, _ *outbound.Call, _ int, o *resilience.Outcome) {
+func (r *recorder) TryEnd(_ context.Context, _ *outbound.Try, o *resilience.Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.attempts = append(r.attempts, *o)
@@ -187,7 +188,7 @@ func trusting(secure *httptest.Server, names ...string) func(*snapshot.Cluster) 
 	return func(c *snapshot.Cluster) outbound.Wire {
 		w := NewWire(nil)(c).(*wire)
 		for _, name := range names {
-			w.transport(&url.URL{Scheme: "https", Host: name}).(*http.Transport).TLSClientConfig.RootCAs = roots
+			w.transport(&url.URL{Scheme: "https", Host: name}, false).(*http.Transport).TLSClientConfig.RootCAs = roots
 		}
 		return w
 	}
@@ -208,8 +209,10 @@ func (w *world) rebuild(t *testing.T, rec *recorder, newWire func(*snapshot.Clus
 	w.engine.Close()
 	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: newWire, PolicyWait: time.Second, Observer: rec})
 	w.engine.Install(w.snap)
-	w.client = &http.Client{Transport: NewRoundTripper(w.engine, ClientOptions{Observer: rec})}
+	rt := NewRoundTripper(w.engine, ClientOptions{Observer: rec})
+	w.client = &http.Client{Transport: rt}
 	t.Cleanup(w.engine.Close)
+	t.Cleanup(rt.Close)
 }
 
 // TestTLSToAnEndpoint: the endpoint is dialled by its address, while name
@@ -325,8 +328,7 @@ func (c *connections) wait(t *testing.T, open int) {
 }
 
 // TestRetire: when a cluster is gone, or its connection settings have changed,
-// idle connections close at once and busy ones when their request is done; with
-// HTTP/2 when they have then been idle for as long as policy lets them.
+// idle connections close at once and busy ones when their request is done.
 func TestRetire(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -349,9 +351,7 @@ func TestRetire(t *testing.T) {
 		for _, busy := range []bool{false, true} {
 			t.Run(c.name+map[bool]string{false: ", idle", true: ", busy"}[busy], func(t *testing.T) {
 				w := newWorld(t, ClientOptions{}, func(w *world) {
-					if w.cluster.HTTP2 = c.h2; c.h2 && busy {
-						w.cluster.IdleTimeout = 20 * time.Millisecond
-					}
+					w.cluster.HTTP2 = c.h2
 				})
 				count := &connections{}
 				server := httptest.NewUnstartedServer(status(200, "ok"))
