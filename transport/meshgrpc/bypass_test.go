@@ -337,7 +337,7 @@ func TestAdmissionByName(t *testing.T) {
 		name := pick(r, path, path[1:])
 		// What a dispatcher would run that forgives a missing slash and repeated ones.
 		dispatched := "/" + strings.TrimLeft(strings.ReplaceAll(name, "//", "/"), "/")
-		_, err := a.admit(withLocal(at), name)
+		_, _, err := a.admit(withLocal(at), name)
 		if dispatched == protected && status.Code(err) != codes.PermissionDenied && status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%q: %v", name, err)
 		}

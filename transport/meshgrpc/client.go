@@ -1,7 +1,8 @@
 // Package meshgrpc carries gRPC through the mesh: dial options for clients and
 // server options for ordinary *grpc.Servers.
 //
-// On the client side an "xds:///" target uses gRPC's own xDS client, with the
+// On the client side a "mesh:///" target has all the policy that HTTP has, by
+// the same engine. An "xds:///" target uses gRPC's own xDS client, with the
 // subset of policy that gRPC has (routes by path and header, weights, retries
 // by status code, max_stream_duration, max_requests); other targets resolve as
 // gRPC does without a mesh and have the default policy. On the server side
@@ -18,9 +19,12 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	xdscreds "google.golang.org/grpc/credentials/xds"
+	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/stats"
 
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
+	"github.com/sinew-mesh/sinew/transport/meshhttp"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 // ClientOptions configure DialOptions. The zero value gives options that add
@@ -36,6 +40,15 @@ type ClientOptions struct {
 	// interface that gRPC marks as experimental and for tests): every channel
 	// has its own ADS stream, and gRPC's CSDS service does not show them.
 	Bootstrap []byte
+	// Outbound carries "mesh:///" targets. Default: none, and gRPC does not know the scheme.
+	Outbound *outbound.Engine
+	// Sources opens the identity sources that policy names for "mesh:///"
+	// targets. Default: none, and RPCs that policy wants secured fail.
+	Sources meshhttp.Sources
+	// Health has the connections of "mesh:///" targets watched by gRPC's health
+	// service, under this name of a service ("" for the whole server). The program
+	// imports google.golang.org/grpc/health. Default: nil, which watches none.
+	Health *string
 	// Default applies to targets that get no policy from xDS ("dns:///",
 	// "passthrough:///" and so on); nil applies none, which leaves gRPC's
 	// pick_first without retries.
@@ -66,7 +79,21 @@ type ClientOptions struct {
 //   - Chained interceptors and stats handlers are added behind those given
 //     here; WithUnaryInterceptor and WithStreamInterceptor, of which a channel
 //     has one each, run before all chained ones.
-//   - WithResolvers for the scheme "xds" has no effect: gRPC takes the first resolver of a scheme.
+//   - WithResolvers for the schemes "xds" and "mesh" has no effect: gRPC takes the first resolver of a scheme.
+//
+// For "mesh:///host:port" (port 80 where there is none) a service config of the
+// caller's has no effect, so that gRPC's own retries do not multiply those of
+// policy, and WithDisableServiceConfig fails every RPC. With other transport credentials
+// than these, endpoints that policy wants secured get no connection. What a call
+// holds of messages to send a stream again is below 64 KiB; where more was sent, a
+// message is none of protocol buffers, or a header has come, a stream is not sent
+// again. While it is sent again, SendMsg may wait for the pause between the attempts.
+// Hedged calls and copies to mirrors are encoded once: interceptors behind
+// these see frames in place of messages. Interceptors and stats handlers of the
+// caller see each attempt. An interceptor derives the context that it passes on
+// from the one that it is given: with another an RPC has lost its policy, and fails
+// with codes.Internal. max_stream_duration, route and per-try timeouts,
+// faults, header changes, rewrites and limits are those of the route.
 //
 // A bootstrap that gRPC can not use fails each call with codes.Unavailable, and
 // so does a target without policy, with the reason from the first call on.
@@ -86,12 +113,26 @@ type ClientOptions struct {
 // instead, and their connections.
 func DialOptions(o ClientOptions) []grpc.DialOption {
 	connections := newFollowing()
-	options := []grpc.DialOption{grpc.WithResolvers(channelResolver(o.Bootstrap, connections.changed))}
+	resolvers := []resolver.Builder{channelResolver(o.Bootstrap, connections.changed)}
+	var mesh *meshClient
+	if o.Outbound != nil {
+		mesh = newMeshClient(o.Outbound, o.Sources, o.Health)
+		resolvers = append(resolvers, meshResolver{mesh})
+	}
+	options := []grpc.DialOption{grpc.WithResolvers(resolvers...)}
 	if o.Bootstrap != nil || environment.isSet() {
 		options = append(options, grpc.WithIdleTimeout(0))
 	}
-	options = append(options, grpc.WithTransportCredentials(
-		&followingCredentials{transportCredentials(o.Credentials, bootstrapProviders(o.Bootstrap)), connections}))
+	var creds credentials.TransportCredentials = &followingCredentials{
+		transportCredentials(o.Credentials, bootstrapProviders(o.Bootstrap)), connections}
+	if mesh != nil {
+		fallback := o.Credentials
+		if fallback == nil {
+			fallback = insecure.NewCredentials()
+		}
+		creds = &meshCredentials{creds, fallback}
+	}
+	options = append(options, grpc.WithTransportCredentials(creds))
 
 	// Telemetry comes first, so that it measures what the rest does.
 	if o.MeterProvider != nil {
@@ -106,7 +147,11 @@ func DialOptions(o ClientOptions) []grpc.DialOption {
 	if len(o.StreamInterceptors) > 0 {
 		options = append(options, grpc.WithChainStreamInterceptor(o.StreamInterceptors...))
 	}
-	options = append(options, grpc.WithChainUnaryInterceptor(againUnary), grpc.WithChainStreamInterceptor(againStream))
+	if mesh != nil {
+		options = append(options, grpc.WithChainUnaryInterceptor(mesh.unaryInterceptor), grpc.WithChainStreamInterceptor(mesh.streamInterceptor))
+	} else {
+		options = append(options, grpc.WithChainUnaryInterceptor(againUnary), grpc.WithChainStreamInterceptor(againStream))
+	}
 	if o.Default != nil {
 		options = append(options, o.Default.dialOptions()...)
 	}
@@ -129,7 +174,7 @@ func transportCredentials(fallback credentials.TransportCredentials, providers f
 // interceptor because the timeout of a service config would end streams too.
 func limitUnary(limit time.Duration) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		if strings.HasPrefix(cc.CanonicalTarget(), "xds:") {
+		if target := cc.CanonicalTarget(); strings.HasPrefix(target, "xds:") || strings.HasPrefix(target, meshScheme+":") {
 			return invoker(ctx, method, req, reply, cc, opts...)
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)

@@ -18,14 +18,14 @@ import (
 // for others and codes.OK for nil.
 //
 //	not ready, no route, no healthy endpoint, breaker open,
-//	TLS that did not come about                              Unavailable
-//	limit                                                    ResourceExhausted
+//	limit, TLS that did not come about                       Unavailable
 //	denied                                                   see Refusal
 //	timeout, a deadline that passed                          DeadlineExceeded
 //	cancelled by the caller                                  Canceled
 //
 // Unavailable for what policy lacks is gRPC's choice too (gRFC A27, A54): a
-// caller can not tell a route that is missing from one that has not come.
+// caller can not tell a route that is missing from one that has not come. It is
+// for limits as well (gRFC A32, and Envoy, which answers 503).
 func Code(err error) codes.Code {
 	var (
 		notReady   *outbound.NotReadyError
@@ -41,16 +41,14 @@ func Code(err error) codes.Code {
 	switch {
 	case err == nil:
 		return codes.OK
-	case errors.As(err, &listener):
+	case errors.As(err, &listener) && !tooLate(err):
 		return codes.Unavailable
 	case errors.As(err, &denied): // it may wrap the errors of a call to the authorizer
 		return denialCode(denied)
 	// The typed errors first: they may wrap a context's error, and say more than it.
 	case errors.As(err, &notReady), errors.As(err, &noRoute), errors.As(err, &noEndpoint),
-		errors.As(err, &breaker), errors.As(err, &secure):
+		errors.As(err, &breaker), errors.As(err, &limit), errors.As(err, &secure):
 		return codes.Unavailable
-	case errors.As(err, &limit):
-		return codes.ResourceExhausted
 	case errors.As(err, &timeout):
 		return codes.DeadlineExceeded
 	}
@@ -85,6 +83,12 @@ func (e *callError) Error() string              { return e.err.Error() }
 func (e *callError) Unwrap() error              { return e.err }
 func (e *callError) GRPCStatus() *status.Status { return e.status }
 
+// tooLate says that an RPC was refused because its time had passed, whatever it has waited for.
+func tooLate(err error) bool {
+	var denied *inbound.DeniedError
+	return errors.As(err, &denied) && denied.Reason == inbound.ReasonDeadline
+}
+
 // denialCode is the code of a refusal, never OK.
 func denialCode(d *inbound.DeniedError) codes.Code {
 	if d.GRPC != codes.OK {
@@ -95,7 +99,9 @@ func denialCode(d *inbound.DeniedError) codes.Code {
 		return codes.InvalidArgument
 	case inbound.ReasonRateLimit:
 		return codes.ResourceExhausted
-	case inbound.ReasonToken, inbound.ReasonExternal:
+	case inbound.ReasonDeadline:
+		return codes.DeadlineExceeded
+	case inbound.ReasonToken, inbound.ReasonExternal, inbound.ReasonOverload:
 		return httpCode(d.HTTPStatus)
 	default:
 		return codes.PermissionDenied
@@ -129,6 +135,8 @@ func httpCode(status int) codes.Code {
 //	a token that is missing or bad                         Unauthenticated
 //	a token for another audience                           PermissionDenied
 //	a name of a method that has more than one reading      InvalidArgument
+//	a deadline that has passed                             DeadlineExceeded
+//	more requests than can be answered in time             Unavailable
 //	too many requests, the external authorizer             what policy says
 //
 // Where policy gives an HTTP status, the code is gRPC's for it; too many
@@ -136,7 +144,7 @@ func httpCode(status int) codes.Code {
 // repeat what is Unavailable.
 func Refusal(err error) *status.Status {
 	var notReady *inbound.NotReadyError
-	if errors.As(err, &notReady) {
+	if errors.As(err, &notReady) && !tooLate(err) {
 		return status.New(codes.Unavailable, fmt.Sprintf("mesh: not ready: no policy for the listener at %s", notReady.Address))
 	}
 	var denied *inbound.DeniedError

@@ -24,7 +24,7 @@ func TestErrors(t *testing.T) {
 		{&outbound.NoRouteError{Place: place, Reason: "none matches"}, codes.Unavailable},
 		{&outbound.NoHealthyEndpointError{Place: place}, codes.Unavailable},
 		{&outbound.BreakerOpenError{Place: place}, codes.Unavailable},
-		{&outbound.LimitError{Place: place, Limit: "max_requests", Max: 1}, codes.ResourceExhausted},
+		{&outbound.LimitError{Place: place, Limit: "max_requests", Max: 1}, codes.Unavailable},
 		{&outbound.TimeoutError{Place: place, Limit: "timeout"}, codes.DeadlineExceeded},
 		{&inbound.NotReadyError{Address: "10.0.0.1:80", Err: context.Canceled}, codes.Unavailable},
 		{status.Error(codes.NotFound, "x"), codes.NotFound},

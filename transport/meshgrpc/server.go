@@ -55,8 +55,8 @@ const defaultCloseGrace = 10 * time.Second
 // Rules see an RPC as the HTTP/2 request that it is: the method POST, the full
 // method name as the path, metadata as headers with lower-case names, those in
 // "-bin" in base64 without padding, which is how gRPC sends them. The handler
-// finds the caller with identity.PeerFromContext, and in its metadata what
-// policy has set.
+// finds the caller with identity.PeerFromContext, the claims of a verified token
+// with identity.ClaimsFromContext, and in its metadata what policy has set.
 //
 // The options set transport credentials. On a listener of the mesh the
 // connection has been secured before; on every other one they do it: mutual TLS where
@@ -120,17 +120,29 @@ type admission struct {
 }
 
 func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, err := a.admit(ctx, info.FullMethod)
+	ctx, hold, err := a.admit(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
+	}
+	if hold != nil {
+		defer release(hold, ctx)()
 	}
 	return handler(ctx, req)
 }
 
+// release returns what ends a hold when the handler returns. A caller that had
+// gone by then, or whose time had passed, has not been given the answer.
+func release(hold *inbound.Hold, ctx context.Context) func() {
+	return func() { hold.Release(ctx.Err() == nil) }
+}
+
 func (a *admission) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := a.admit(ss.Context(), info.FullMethod)
+	ctx, hold, err := a.admit(ss.Context(), info.FullMethod)
 	if err != nil {
 		return err
+	}
+	if hold != nil {
+		defer release(hold, ctx)()
 	}
 	return handler(srv, &admittedStream{ss, ctx})
 }
@@ -144,8 +156,8 @@ type admittedStream struct {
 // Context implements grpc.ServerStream.
 func (s *admittedStream) Context() context.Context { return s.ctx }
 
-// admit returns the handler's context, or the status error for the caller.
-func (a *admission) admit(ctx context.Context, method string) (context.Context, error) {
+// admit returns the handler's context and what to release after it, or the status error for the caller.
+func (a *admission) admit(ctx context.Context, method string) (context.Context, *inbound.Hold, error) {
 	r := inbound.Request{Access: identity.AccessRequest{Request: routing.Request{
 		Method: http.MethodPost, Scheme: "http", Path: method, Form: routing.LowerHeaders,
 	}}}
@@ -172,18 +184,35 @@ func (a *admission) admit(ctx context.Context, method string) (context.Context, 
 		a.close(&r, err != nil)
 	}
 	if err != nil {
-		a.log.Warn("request refused", "method", method, "listener", r.Local, "error", err)
+		level := slog.LevelWarn
 		var denied *inbound.DeniedError
+		var notReady *inbound.NotReadyError
 		if errors.As(err, &denied) {
 			setHeaders(ctx, denied.Header)
+			switch {
+			case errors.As(denied.Err, &notReady): // and the caller could not wait for it
+			case denied.Reason == inbound.ReasonRateLimit, denied.Reason == inbound.ReasonDeadline, denied.Reason == inbound.ReasonOverload:
+				level = slog.LevelDebug // there are many of them by nature
+			}
 		}
-		return nil, Refusal(err).Err()
+		a.log.Log(ctx, level, "request refused", "method", method, "listener", r.Local, "error", err)
+		return nil, nil, Refusal(err).Err()
 	}
 	setHeaders(ctx, admitted.Response)
-	if admitted.HeaderChanged {
-		ctx = metadata.NewIncomingContext(ctx, offTheWire(r.Access.Header, wire, md))
+	if admitted.HostChanged {
+		md.Set(":authority", r.Access.Authority)
 	}
-	return identity.ContextWithPeer(ctx, admitted.Peer), nil
+	switch {
+	case admitted.HeaderChanged:
+		ctx = metadata.NewIncomingContext(ctx, offTheWire(r.Access.Header, wire, md))
+	case admitted.HostChanged:
+		ctx = metadata.NewIncomingContext(ctx, md)
+	}
+	ctx = identity.ContextWithPeer(ctx, admitted.Peer)
+	if admitted.Claims != nil {
+		ctx = identity.ContextWithClaims(ctx, admitted.Claims)
+	}
+	return admitted.Hold.Context(ctx), admitted.Hold, nil
 }
 
 // errMethod says that policy would be asked about another method than gRPC runs.
@@ -199,6 +228,7 @@ func (a *admission) verdict(ctx context.Context, r *inbound.Request, admitted *i
 		return err
 	}
 	if admitted.PathChanged || admitted.QueryChanged {
+		admitted.Hold.Release(true)
 		return errMethod
 	}
 	return nil
