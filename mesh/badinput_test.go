@@ -175,8 +175,8 @@ func TestBadInput(t *testing.T) {
 		{"weights of zero", virtualService("  - route:\n    - {destination: {host: reviews, subset: v1}, weight: 0}\n    - {destination: {host: reviews, subset: v2}, weight: 0}\n"), []string{"reviews.yaml:", "weight"}},
 		{"missing subset", virtualService("  - route: [{destination: {host: reviews, subset: v3}}]\n"), []string{"reviews.yaml:7", "v3"}},
 		{"bad regex", virtualService("  - match: [{uri: {regex: \"a(\"}}]\n    route: [{destination: {host: reviews, subset: v2}}]\n"), []string{"reviews.yaml:7", "regex"}},
-		{"field that is not enforced", virtualService("  - route: [{destination: {host: reviews, subset: v2}}]\n    fault: {abort: {httpStatus: 500, percentage: {value: 100}}}\n"), []string{"reviews.yaml:8", "fault"}},
-		{"missing file's worth of fields", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec: {}\n", []string{"reviews.yaml:", "spec.hosts"}},
+		{"field that is not enforced", virtualService("  - route: [{destination: {host: reviews, subset: v2}}]\n    fault: {abort: {http2Error: CANCEL, percentage: {value: 100}}}\n"), []string{"reviews.yaml:8", "http2Error"}},
+		{"missing file's worth of fields", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec: {}\n", []string{"reviews.yaml:", "spec.http"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f.write("reviews.yaml", c.bad)

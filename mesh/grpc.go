@@ -6,18 +6,23 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
 
+	// Its client is what WithGRPCHealth needs.
+	_ "google.golang.org/grpc/health"
+
 	"github.com/sinew-mesh/sinew/transport/meshgrpc"
 )
 
 // DialOptions makes a gRPC channel part of the mesh: W3C trace context, spans
 // of calls and attempts, gRPC's own metrics, and policy.
 //
-// A target "xds:///reviews:9080" takes its policy from the control plane
+// A target "mesh:///reviews:9080" has all the policy that HTTP has, by the same
+// decisions. One of "xds:///reviews:9080" takes its policy from the control plane
 // through grpc-go's own xDS client, which enforces a subset (see the table in
 // the README). Where the bootstrap is not the one of the environment, each
-// channel has an ADS stream of its own. Other targets have the part of the
+// channel of that kind has an ADS stream of its own. Other targets have the part of the
 // default policy that gRPC knows. Connections are plaintext where policy does
-// not ask for TLS. Options that follow win.
+// not ask for TLS. Options that follow win, but for "mesh:///" a service config
+// or resolver of theirs has no effect.
 func (m *Mesh) DialOptions() []grpc.DialOption {
 	o := meshgrpc.ClientOptions{
 		Default:            m.config.policy.grpc(),
@@ -25,6 +30,9 @@ func (m *Mesh) DialOptions() []grpc.DialOption {
 		UnaryInterceptors:  []grpc.UnaryClientInterceptor{m.telemetry.UnaryClientInterceptor()},
 		StreamInterceptors: []grpc.StreamClientInterceptor{m.telemetry.StreamClientInterceptor()},
 		MeterProvider:      m.config.meters(),
+		Outbound:           m.outbound,
+		Sources:            m.identity.source,
+		Health:             m.config.grpcHealth,
 	}
 	o.Bootstrap = m.identity.document
 	return meshgrpc.DialOptions(o)

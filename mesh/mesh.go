@@ -26,14 +26,18 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 	"github.com/sinew-mesh/sinew/internal/xds/client"
+	"github.com/sinew-mesh/sinew/routing/lb"
 	"github.com/sinew-mesh/sinew/transport/inbound"
 	"github.com/sinew-mesh/sinew/transport/meshhttp"
 	"github.com/sinew-mesh/sinew/transport/outbound"
@@ -90,6 +94,7 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 	out := outbound.Options{
 		PolicyWait: config.policyWait,
 		NewWire:    meshhttp.NewWire(m.identity.source),
+		Checker:    meshhttp.Checker{},
 		Observer:   m.telemetry.Observer(),
 	}
 	in := inbound.Options{
@@ -97,6 +102,7 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 		Source:     m.identity.source,
 		DialGRPC:   m.dialAuthorizer,
 		KeyRanges:  config.keyNetworks,
+		Shedding:   config.shedding,
 		Observer:   m.telemetry.InboundObserver(),
 		Log:        m.log,
 	}
@@ -104,7 +110,12 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 		out.External = config.policy.host
 	}
 	if m.bootstrap != nil {
+		node := m.bootstrap.Node
+		out.Client = node.GetId()
+		out.Source.Address = address(node)
+		out.Locality = lb.Locality{Region: node.GetLocality().GetRegion(), Zone: node.GetLocality().GetZone(), SubZone: node.GetLocality().GetSubZone()}
 		out.Subscribe = func(host string) { m.xds.Subscribe(host) }
+		out.SubscribeCluster = func(name string) { m.xds.SubscribeCluster(name) }
 		out.Trouble, in.Trouble = m.controlPlaneTrouble, m.controlPlaneTrouble
 		if m.bootstrap.InboundTemplate != "" {
 			in.Subscribe = func(address string) { m.xds.SubscribeInbound(address) }
@@ -140,6 +151,24 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 	return m, nil
 }
 
+// address returns this process's own address, for hashes of the source: the
+// first that the control plane is told of, else the node's name, which tells
+// processes apart as well.
+func address(node *corev3.Node) string {
+	fields := node.GetMetadata().GetFields()
+	first, _, _ := strings.Cut(fields["INSTANCE_IPS"].GetStringValue(), ",")
+	if ip, err := netip.ParseAddr(strings.TrimSpace(first)); err == nil {
+		return ip.String()
+	}
+	// Istio's form of a name is "sidecar~10.0.0.7~reviews-v1.default~default.svc.cluster.local".
+	if parts := strings.Split(node.GetId(), "~"); len(parts) == 4 {
+		if ip, err := netip.ParseAddr(parts[1]); err == nil {
+			return ip.String()
+		}
+	}
+	return node.GetId()
+}
+
 func (c *config) readBootstrap() (*bootstrap.Config, error) {
 	var b *bootstrap.Config
 	var err error
@@ -162,9 +191,10 @@ func (c *config) readBootstrap() (*bootstrap.Config, error) {
 	return b, nil
 }
 
-// dialAuthorizer connects to an external authorizer, which is a service of the mesh.
+// dialAuthorizer connects to an external authorizer, which is a service of the
+// mesh: it is called with all the policy that it has as such.
 func (m *Mesh) dialAuthorizer(target string) (grpc.ClientConnInterface, io.Closer, error) {
-	conn, err := grpc.NewClient("xds:///"+target, m.DialOptions()...)
+	conn, err := grpc.NewClient("mesh:///"+target, m.DialOptions()...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -221,7 +251,7 @@ func (m *Mesh) Close() error {
 		}
 		m.outbound.Close()
 		m.inbound.Close()
-		m.transport.CloseIdleConnections()
+		m.transport.Close()
 		m.identity.close()
 	})
 	return nil

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sinew-mesh/sinew/identity/source"
+	"github.com/sinew-mesh/sinew/transport/inbound"
 )
 
 // Option configures New.
@@ -36,7 +37,9 @@ type config struct {
 	drain          time.Duration
 	replay         int64
 	identity       source.Source
+	shedding       *inbound.Shedding
 	keyNetworks    []netip.Prefix
+	grpcHealth     *string
 	log            *slog.Logger
 	tracerProvider trace.TracerProvider
 	meterProvider  metric.MeterProvider
@@ -161,6 +164,19 @@ func WithKeySetNetworks(ranges ...netip.Prefix) Option {
 			}
 		}
 		c.keyNetworks = ranges
+		return nil
+	}
+}
+
+// WithGRPCHealth has the connections of "mesh:///" channels watched by gRPC's
+// health service (gRPC's health checking protocol), under this name of a
+// service; "" is the whole server. An endpoint that says that it is not serving
+// gets no calls until it says that it is; one without the health service counts
+// as serving. It comes beside health checks of policy, which are the
+// cluster's own. Default: connections are not watched.
+func WithGRPCHealth(service string) Option {
+	return func(c *config) error {
+		c.grpcHealth = &service
 		return nil
 	}
 }

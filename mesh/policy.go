@@ -30,8 +30,11 @@ type Policy struct {
 	// Under any other condition only requests are retried that are idempotent
 	// by RFC 9110 section 9.2.2, or carry an Idempotency-Key.
 	RetryOn string
-	// RetryPercent bounds the retries in flight, as a share of the requests in
-	// flight to the same host; RetryMin are always allowed. Zero means 20 and 3.
+	// RetryPercent bounds the retries, as a share of the requests to the same
+	// host. Where RetryMin is set, it bounds those in flight by the requests in
+	// flight, and RetryMin are always allowed (Envoy's budget). Else each request
+	// pays for its share of a retry, and five may be saved up: a floor that every
+	// client has would add up to a load of its own. Zero means 20 without a floor.
 	RetryPercent float64
 	RetryMin     uint32
 	// BreakAfter is how many failures in a row of one host open its breaker;
@@ -97,10 +100,14 @@ func (p *Policy) host(name string) (*snapshot.Host, *snapshot.Cluster) {
 	}
 	if p.Retries > 0 {
 		route.Retry = p.retry()
-		cluster.RetryBudget = &resilience.RetryBudget{Percent: p.RetryPercent, MinConcurrency: p.RetryMin}
-		if p.RetryPercent == 0 && p.RetryMin == 0 {
-			*cluster.RetryBudget = resilience.DefaultRetryBudget
+		budget := resilience.RatioRetryBudget
+		if p.RetryMin > 0 {
+			budget = resilience.RetryBudget{MinConcurrency: p.RetryMin}
 		}
+		if p.RetryPercent > 0 || p.RetryMin > 0 {
+			budget.Percent = p.RetryPercent
+		}
+		cluster.RetryBudget = &budget
 	}
 	vh := snapshot.VirtualHost{Name: "default", Routes: []snapshot.Route{route}}
 	// "*" for requests such as OPTIONS *, whose path is no prefix of "/".
