@@ -89,7 +89,7 @@ func (c *Tally) Check(t testing.TB, name string, passed, aside int) {
 		t.Logf("  set aside %3d: %s", c.Aside[reason], reason)
 	}
 	for _, stale := range c.stale() {
-		t.Errorf("%s: docs/decisions.md names %q, which does not differ", name, stale)
+		t.Errorf("%s: docs/decisions.md or docs/traffic.md names %q, which does not differ", name, stale)
 	}
 	if c.named != nil && c.unnamed > 0 {
 		t.Errorf("%s: %d cases are set aside without a name", name, c.unnamed)

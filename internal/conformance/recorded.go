@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// sectionTitle is the section of docs/decisions.md that names each recorded
-// case of identity and access that differs.
+// sectionTitle is the section of docs/decisions.md and docs/traffic.md that
+// names each recorded case that differs.
 const sectionTitle = "## Recorded cases that differ"
 
 // Difference is a recorded case that differs, as the section names it.
@@ -49,7 +49,7 @@ func (c *Tally) Differs(t testing.TB, name string) {
 	t.Helper()
 	reason, ok := c.named[name]
 	if !ok {
-		c.Fail(t, "%s differs and is not named in docs/decisions.md", name)
+		c.Fail(t, "%s differs and is named in neither docs/decisions.md nor docs/traffic.md", name)
 		return
 	}
 	if c.differed == nil {
@@ -102,20 +102,30 @@ func tested(pkg, test string) bool {
 	return false
 }
 
-// differences reads the section of docs/decisions.md.
+// differences reads the sections: identity and access in one page, traffic in the other.
 func differences() (map[string][]Difference, error) {
-	b, err := os.ReadFile(filepath.Join(root(), "docs", "decisions.md"))
-	if err != nil {
-		return nil, err
+	all := make(map[string][]Difference)
+	for _, page := range []string{"decisions.md", "traffic.md"} {
+		b, err := os.ReadFile(filepath.Join(root(), "docs", page))
+		if err != nil {
+			return nil, err
+		}
+		rows, err := parseDifferences(string(b))
+		if err != nil {
+			return nil, fmt.Errorf("docs/%s: %w", page, err)
+		}
+		for file, list := range rows {
+			all[file] = append(all[file], list...)
+		}
 	}
-	return parseDifferences(string(b))
+	return all, nil
 }
 
 // parseDifferences reads the tables of the section: file, cases, reason; names stand in backquotes.
 func parseDifferences(doc string) (map[string][]Difference, error) {
 	_, section, ok := strings.Cut(doc, sectionTitle+"\n")
 	if !ok {
-		return nil, fmt.Errorf("docs/decisions.md has no section %q", sectionTitle)
+		return nil, fmt.Errorf("there is no section %q", sectionTitle)
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	out := make(map[string][]Difference)

@@ -8,7 +8,7 @@ import (
 )
 
 // decided are the files, or parts of files, whose cases pass or are named in
-// docs/decisions.md: all about identity and access.
+// docs/decisions.md (identity and access) or docs/traffic.md.
 var decided = []string{
 	"envoy-facts/rbac_engine.json", "envoy-facts/rbac_matchers.json", "envoy-facts/jwt_authn.json", "envoy-facts/local_ratelimit.json",
 	"envoy-facts/path_host_header_normalisation.json", "envoy-facts/path_host_header_normalisation.json#header_ops",
@@ -16,6 +16,28 @@ var decided = []string{
 	"istio/security_requests.json", "istio/path_normalization.json", "istio/security_advisories.json", "istio/requestauthentication_to_jwt_authn.json",
 	"spiffe/bundles", "spiffe/certs", "spiffe/envoy_spiffe_validator.json", "spiffe/istio_identity.json", "spiffe/spiffe_ids.json",
 	"spiffe/x509_svid_cases.json", "spiffe/x509_svid_rules.json",
+
+	"envoy-facts/route_config_impl.json",
+	"grpc-facts/resource_validation.json#RouteConfiguration", "grpc-facts/resource_validation.json#Route",
+	"grpc-facts/resource_validation.json#HashPolicy", "grpc-facts/resource_validation.json#CommonTlsContext",
+	"grpc-facts/resource_validation.json#Listener", "grpc-facts/resource_validation.json#filter_chain_lookup",
+	"grpc-facts/resource_validation.json#Cluster", "grpc-facts/resource_validation.json#ClusterLoadAssignment",
+	"grpc-facts/resource_validation.json#endpoint_hash_key", "grpc-facts/ring_hash.json#config", "envoy-facts/ring_hash_maglev.json#config_errors",
+	"grpc-facts/outlier_detection.json#lb_config_parse", "grpc-facts/outlier_detection.json#cluster_to_lb_config",
+	"grpc-facts/filter_override_precedence.json", "grpc-facts/fault.json#compiled",
+	"grpc-facts/outlier_detection.json#ejection_rounds",
+	"istio/virtualservice_to_routes.json", "istio/virtualservice_to_routes.json#translated",
+	"istio/trafficpolicy_to_cluster.json", "istio/trafficpolicy_to_cluster.json#translated",
+	"istio/traffic_simulation.json", "istio/traffic_simulation.json#routes", "istio/traffic_simulation.json#clusters",
+	"istio/virtualservice_behaviour.json", "istio/locality_lb.json", "istio/config_validation.json",
+	"envoy-facts/header_matchers.json", "envoy-facts/value_string_path_matchers.json", "envoy-facts/path_template.json",
+	"envoy-facts/hashes.json", "envoy-facts/hash_policy.json", "envoy-facts/ring_hash_maglev.json", "envoy-facts/outlier_detection.json",
+	"envoy-facts/fault.json", "envoy-facts/fault.json#filter_behaviour",
+	"envoy-facts/retry.json#decision_cases", "envoy-facts/retry.json#backoff", "envoy-facts/retry.json#reset_headers", "envoy-facts/retry.json#retry_on",
+	"envoy-facts/retry.json#budget", "envoy-facts/retry.json#matrix", "envoy-facts/retry.json#removed_headers",
+	"grpc-facts/header_matchers.json", "grpc-facts/string_matchers.json", "grpc-facts/string_matchers.json#proto_validation",
+	"grpc-facts/route_matching.json", "grpc-facts/header_mutation_rules.json", "grpc-facts/ring_hash.json", "grpc-facts/ring_hash.json#request_hash",
+	"grpc-facts/retry.json", "grpc-facts/fault.json", "grpc-facts/drop_overload.json",
 }
 
 // TestEachFileHasADecidingTest holds that the section names no file that no
@@ -66,14 +88,16 @@ func TestEachFileHasADecidingTest(t *testing.T) {
 		t.Errorf("docs/decisions.md names %q, which no test decides", file)
 	}
 	dir := Dir(t)
-	entries, err := os.ReadDir(filepath.Join(dir, "spiffe"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := strings.Join(decided, "\n")
-	for _, e := range entries {
-		if !strings.Contains(known, "spiffe/"+e.Name()) {
-			t.Errorf("spiffe/%s: no test reads it", e.Name())
+	known := strings.Join(decided, "\n") + "\nistio/jwt_tokens.json" // the tokens that cases of other files carry
+	for _, folder := range []string{"envoy-facts", "grpc-facts", "istio", "spiffe"} {
+		entries, err := os.ReadDir(filepath.Join(dir, folder))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if !strings.Contains(known, folder+"/"+e.Name()) {
+				t.Errorf("%s/%s: no test reads it", folder, e.Name())
+			}
 		}
 	}
 	for _, file := range decided {
