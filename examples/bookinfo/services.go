@@ -150,7 +150,7 @@ func (s *service) details() (http.Handler, error) {
 func (s *service) reviews() (http.Handler, error) {
 	var ratings *ratingsClient
 	if s.version != "v1" {
-		conn, err := grpc.NewClient("xds:///ratings:9080", s.mesh.DialOptions()...)
+		conn, err := grpc.NewClient("mesh:///ratings:9080", s.mesh.DialOptions()...)
 		if err != nil {
 			return nil, err
 		}

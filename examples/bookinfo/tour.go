@@ -34,7 +34,7 @@ func (s *shop) tour(ctx context.Context) error {
 		{"ejection", "a killed reviews v1 is out, then back", s.ejection},
 		{"SMI TrafficSplit", fmt.Sprintf("details-v2 gets %s of %d", span4(samples, 0.2), samples), s.trafficSplit},
 		{"live edit", fmt.Sprintf("traffic moves in < %s", s.moveLimit), s.liveEdit},
-		{"gRPC on xds:///", "ratings v1, and v2 for test-user", s.grpcRoutes},
+		{"gRPC on mesh:///", "ratings v1, and v2 for test-user", s.grpcRoutes},
 		{"one trace", "one tree over 4 processes", s.trace},
 		{"PERMISSIVE", "one port: plaintext and mutual TLS", s.permissive},
 		{"STRICT", "plaintext refused, mutual TLS not", s.strict},
