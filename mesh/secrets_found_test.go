@@ -256,7 +256,7 @@ func TestSecretsAreFound(t *testing.T) {
 	// As it is logged and shown by mistake.
 	for name, text := range map[string]string{
 		"key PEM line 1":  string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
-		"key as bytes":    fmt.Sprintf("%v", must(x509.ParsePKCS8PrivateKey(der)).(*ecdsa.PrivateKey).D.Bytes()),
+		"key as bytes":    fmt.Sprintf("%v", must(must(x509.ParsePKCS8PrivateKey(der)).(*ecdsa.PrivateKey).Bytes())),
 		"key as a number": fmt.Sprintf("%+v", struct{ D *big.Int }{must(x509.ParsePKCS8PrivateKey(der)).(*ecdsa.PrivateKey).D}),
 	} {
 		var out sinks
