@@ -258,7 +258,10 @@ func (run *admission) connection(local netip.AddrPort) error {
 func (run *admission) boundary() {
 	r := run.r
 	for name := range r.Access.Header {
-		if identity.InternalHeader(name) && (r.Access.Principal == "" || strings.EqualFold(name, forwardedClientCert)) {
+		if !identity.InternalHeader(name) || strings.EqualFold(name, expectedTimeout) {
+			continue
+		}
+		if r.Access.Principal == "" || strings.EqualFold(name, forwardedClientCert) {
 			delete(r.header(), name)
 		}
 	}
@@ -272,7 +275,11 @@ func (run *admission) outputs() {
 	}
 }
 
-const forwardedClientCert = "x-forwarded-client-cert"
+const (
+	forwardedClientCert = "x-forwarded-client-cert"
+	// expectedTimeout can only shorten the request that brings it.
+	expectedTimeout = "x-envoy-expected-rq-timeout-ms"
+)
 
 // remove takes a header out in both spellings.
 func (r *Request) remove(canonical, lower string) {
