@@ -78,6 +78,7 @@ type streamConn struct {
 	active   int    // places that are taken
 	used     uint32 // places that were ever taken
 	capacity int    // streams that the server takes; 0 until that is known
+	heard    bool   // the server has answered, and so has said before how many it takes
 }
 
 // dialing is a connection that is being made, for all who wait for one.
@@ -314,8 +315,8 @@ func (h *streamHost) reserve() place {
 			h.conns = slices.Delete(h.conns, i, i+1)
 			continue
 		}
-		free, busy := c.cc.Available(), c.cc.InFlight()
-		if free > 0 && busy+free != unsaid {
+		free, busy, steady := c.room()
+		if c.heard && steady && free > 0 {
 			c.capacity, h.bound = busy+free, busy+free
 		}
 		limit := c.capacity
@@ -324,7 +325,7 @@ func (h *streamHost) reserve() place {
 			limit = min(h.bound, unsaid)
 		case limit == 0:
 			limit = unsaid
-		case free == 0 && busy < c.capacity:
+		case steady && free == 0 && busy < c.capacity:
 			// It has had room for more: it is going away.
 			h.drain(i)
 			continue
@@ -336,7 +337,7 @@ func (h *streamHost) reserve() place {
 			i++
 			continue
 		}
-		p := place{conn: c, reused: c.used > 0, early: c.capacity == 0}
+		p := place{conn: c, reused: c.used > 0, early: !c.heard}
 		c.active++
 		c.used++
 		if h.streams.requests > 0 && c.used >= h.streams.requests || h.streams.retired.Load() {
@@ -356,23 +357,37 @@ func (c *streamConn) release() {
 	c.changed()
 }
 
-// answered notes what the first answers on a connection show: the server's
-// settings have come before them.
+// answered notes what the answers to the first requests on a connection show:
+// the server's settings have come before them.
 func (c *streamConn) answered(err error) {
 	h := c.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	free, busy := c.cc.Available(), c.cc.InFlight()
+	refused := isRefused(err)
+	c.heard = c.heard || err == nil || refused
+	free, busy, steady := c.room()
 	switch {
-	case c.capacity != 0:
-	case isRefused(err):
+	case refused && c.capacity == 0:
 		// Too many, by far perhaps: those that are refused still count among the busy.
 		if busy = max(1, busy); h.bound == 0 || busy < h.bound {
 			h.bound = busy
 		}
-	case err == nil && free > 0:
+	case err == nil && steady && free > 0:
 		c.capacity, h.bound = busy+free, busy+free
 	}
+}
+
+// room returns how many streams more the connection takes and how many it has.
+// It is steady where none began or ended meanwhile, so that the sum is what the server takes.
+func (c *streamConn) room() (free, busy int, steady bool) {
+	for range 3 {
+		before := c.cc.InFlight()
+		free = c.cc.Available()
+		if busy = c.cc.InFlight(); busy == before {
+			return free, busy, true
+		}
+	}
+	return free, busy, false
 }
 
 // drain takes a connection out of use; it closes with its last stream. The caller holds mu.
