@@ -42,8 +42,10 @@ func newH2World(t *testing.T, most, requests uint32, limits resilience.Limits, h
 	t.Cleanup(func() {
 		w.streams.retire()
 		w.count.wait(t, 0)
-		if n := w.room.open.Load(); n != 0 {
-			t.Errorf("%d connections are still counted", n)
+		for deadline := time.Now().Add(5 * time.Second); w.room.open.Load() != 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d connections are still counted", w.room.open.Load())
+			}
 		}
 		for i := range w.room.waiting {
 			if n := w.room.waiting[i].Load(); n != 0 {
