@@ -54,9 +54,27 @@ func (b *bodies) begin(req *http.Request, source io.ReadCloser, retries, watch b
 	}
 	if retries && limit > 0 && req.ContentLength <= limit {
 		b.replay = newReplay(source, limit)
+		b.replay.length.want = req.ContentLength
 	} else if watch {
-		b.watched = &watched{ReadCloser: source}
+		b.watched = &watched{ReadCloser: source, length: length{want: req.ContentLength}}
 	}
+}
+
+// length checks that a body is as long as its request says. net/http checks it
+// too, but closes the connection then, and what is seen first is chance: its
+// error, that of the closed connection, or the answer to the bytes sent.
+type length struct {
+	want int64 // what is not positive is unknown, as in http.Request
+	read int64
+}
+
+// check is given what a Read of the body returned, and returns what it should have.
+func (l *length) check(n int, err error) error {
+	l.read += int64(n)
+	if l.want > 0 && (l.read > l.want || err == io.EOF && l.read < l.want) {
+		return fmt.Errorf("http: ContentLength=%d with Body length %d", l.want, l.read)
+	}
+	return err
 }
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
@@ -121,6 +139,7 @@ func (b *bodies) done() {
 // the transport's doing, not the body's.
 type watched struct {
 	io.ReadCloser
+	length length
 	closed atomic.Bool
 	err    atomic.Pointer[error]
 }
@@ -128,6 +147,7 @@ type watched struct {
 // Read implements io.Reader.
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.ReadCloser.Read(p)
+	err = w.length.check(n, err)
 	if err != nil && err != io.EOF && !w.closed.Load() {
 		w.err.Store(&err)
 	}
@@ -149,6 +169,7 @@ type replay struct {
 	mu      sync.Mutex
 	wake    sync.Cond // reading has become false, or a reader was closed or replaced
 	source  io.ReadCloser
+	length  length
 	kept    []byte
 	end     error // what source ended with
 	failed  error // end, if it is neither io.EOF nor due to Close
@@ -233,6 +254,7 @@ func (v *replayReader) Read(p []byte) (int, error) {
 	r.mu.Unlock()
 	n, err := r.source.Read(p)
 	r.mu.Lock()
+	err = r.length.check(n, err)
 	r.reading, r.end = false, err
 	if err != nil && err != io.EOF && !v.closed && !r.closed {
 		r.failed = err

@@ -253,7 +253,7 @@ func TestServerRefusesUs(t *testing.T) {
 					connect++
 				}
 			}
-			if alerts == 0 || connect != alerts || handled.Load() != 0 {
+			if alerts == 0 || connect < alerts || handled.Load() != 0 {
 				t.Errorf("%d TLS errors and %d connect failures of 20, %d handled", alerts, connect, handled.Load())
 			}
 		})
