@@ -258,7 +258,7 @@ func (run *admission) connection(local netip.AddrPort) error {
 func (run *admission) boundary() {
 	r := run.r
 	for name := range r.Access.Header {
-		if !identity.InternalHeader(name) || strings.EqualFold(name, expectedTimeout) {
+		if !identity.InternalHeader(name) || strings.EqualFold(name, expectedTimeout) || strings.EqualFold(name, attemptCount) {
 			continue
 		}
 		if r.Access.Principal == "" || strings.EqualFold(name, forwardedClientCert) {
@@ -277,8 +277,11 @@ func (run *admission) outputs() {
 
 const (
 	forwardedClientCert = "x-forwarded-client-cert"
-	// expectedTimeout can only shorten the request that brings it.
+	// What follows comes with most requests and grants nothing, so that it is not
+	// worth a new header map: the first can only shorten the request that brings
+	// it, the second is for people to read.
 	expectedTimeout = "x-envoy-expected-rq-timeout-ms"
+	attemptCount    = "x-envoy-attempt-count"
 )
 
 // remove takes a header out in both spellings.
@@ -386,12 +389,12 @@ func (r *Request) setHeader(name, value string, add bool) {
 
 // report tells the observer.
 func (run *admission) report(err error) {
-	var denied *DeniedError
-	switch {
-	case errors.As(err, &denied):
-		run.outcome.Reason, run.outcome.Rule = denied.Reason, denied.Rule
-	case err != nil:
+	if err != nil {
 		run.outcome.Reason = ReasonNotReady
+		var denied *DeniedError // allocated, so only here
+		if errors.As(err, &denied) {
+			run.outcome.Reason, run.outcome.Rule = denied.Reason, denied.Rule
+		}
 	}
 	run.e.options.Observer.Decided(run.ctx, &run.outcome)
 }

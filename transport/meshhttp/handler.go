@@ -66,7 +66,7 @@ var entries = sync.Pool{New: func() any {
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if limit, ok := timeLimit(r.Header); ok && !tunnel(r) {
-		d := new(served)
+		d := new(admittedContext)
 		d.begin(&h.clock, r.Context(), time.Now(), limit)
 		defer d.end()
 		h.serve(w, r, d)
@@ -76,7 +76,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // serve serves a request. d is nil where it has no deadline.
-func (h *handler) serve(w http.ResponseWriter, r *http.Request, d *served) {
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, d *admittedContext) {
 	x := entries.Get().(*entry)
 	admitted, err := h.admit(x, w, r, d)
 	principal, hold := x.request.Access.Principal, x.admission.Hold
@@ -99,12 +99,12 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, d *served) {
 }
 
 // admit asks the engine, and returns the request as the handler is given it.
-func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request, d *served) (*http.Request, error) {
+func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request, d *admittedContext) (*http.Request, error) {
 	rewritten := x.describe(h.engine, r)
 	a := &x.admission
 	ctx := r.Context()
 	if d != nil {
-		ctx = d
+		ctx = &d.served
 	}
 	err := h.engine.Admit(ctx, &x.request, a)
 	if a.CloseConnection {
@@ -126,7 +126,7 @@ func (h *handler) admit(x *entry, w http.ResponseWriter, r *http.Request, d *ser
 	}
 	ctx = a.Hold.Context(ctx)
 	if d != nil {
-		ctx = admittedContext{d, ctx}
+		d.values, ctx = ctx, d
 	}
 	admitted := r.WithContext(ctx)
 	access := &x.request.Access

@@ -135,9 +135,9 @@ func (s *served) Err() error {
 // handler is given. It has AfterFunc, so that contexts which the handler makes
 // of it need no goroutine each.
 type admittedContext struct {
-	*served
-	values context.Context
+	served
+	values context.Context // set before the handler is given it
 }
 
 // Value implements context.Context.
-func (c admittedContext) Value(key any) any { return c.values.Value(key) }
+func (c *admittedContext) Value(key any) any { return c.values.Value(key) }

@@ -228,10 +228,10 @@ func TestServedContext(t *testing.T) {
 					want = context.DeadlineExceeded
 				}
 				var c clock
-				s := new(served)
+				ctx := &admittedContext{values: context.WithValue(above, key{}, 2)}
+				s := &ctx.served
 				s.begin(&c, above, time.Now(), limit)
 				defer s.end()
-				ctx := admittedContext{s, context.WithValue(above, key{}, 2)}
 				if ctx.Value(key{}) != 2 || s.Value(key{}) != 1 {
 					t.Errorf("values %v %v", ctx.Value(key{}), s.Value(key{}))
 				}
