@@ -29,6 +29,7 @@ type bootstrapOptions struct {
 	labels                                      map[string]string
 
 	caDir, tokenFile, certState string
+	kubernetesToken             string
 	tokenTTL                    time.Duration
 	files                       tlsFiles
 	trustDomain                 string
@@ -56,6 +57,10 @@ the file, the server's identity and the authority's roots. With --cert-state-fil
 the workload keeps its certificate and key there (mode 0600), so that it can start
 again when its token is used up.
 
+With --kubernetes-token-file beside --ca-dir there is no join token: the workload is a
+pod, and proves itself with the token of its service account that it finds in that
+file, which a projected volume puts there. "serve" must have --kubernetes-audience.
+
 With --cert-file, --key-file and --ca-file the workload's certificate comes from
 elsewhere, as from cert-manager, and the files are read again when they change.
 Without either the channel to the server is plaintext, which "serve" offers on
@@ -66,7 +71,7 @@ loopback only, and the workload has no identity.`,
 			if err != nil {
 				return err
 			}
-			if o.caDir != "" {
+			if o.tokenFile != "" {
 				token, err := o.writeToken(id)
 				if err != nil {
 					return err
@@ -85,7 +90,8 @@ loopback only, and the workload has no identity.`,
 	f.StringSliceVar(&o.ips, "ip", []string{"127.0.0.1"}, "address that the workload serves on; may be repeated")
 	f.StringToStringVar(&o.labels, "label", nil, "label of the workload, key=value; may be repeated")
 	f.StringVar(&o.caDir, "ca-dir", "", "folder of the certificate authority, as \"serve\" has it")
-	f.StringVar(&o.tokenFile, "token-file", "", "file for the join token; required with --ca-dir")
+	f.StringVar(&o.tokenFile, "token-file", "", "file for the join token; this or --kubernetes-token-file is required with --ca-dir")
+	f.StringVar(&o.kubernetesToken, "kubernetes-token-file", "", "file in the pod that has the token of its service account")
 	f.DurationVar(&o.tokenTTL, "token-ttl", ca.DefaultTokenTTL, "life of the join token, at most 24h")
 	f.StringVar(&o.certState, "cert-state-file", "", "file in which the workload keeps its certificate and key")
 	o.files.flags(f, "the workload's certificate, from elsewhere")
@@ -153,10 +159,10 @@ func (o *bootstrapOptions) credentials(c *bootstrap.Config) (id identity.ID, err
 	switch {
 	case o.caDir != "" && o.files.set():
 		return id, errors.New("--ca-dir and --cert-file are two ways to get a certificate: use one")
-	case o.caDir == "" && (o.tokenFile != "" || o.certState != ""):
-		return id, errors.New("--token-file and --cert-state-file need --ca-dir")
-	case o.caDir != "" && o.tokenFile == "":
-		return id, errors.New("--ca-dir needs --token-file")
+	case o.caDir == "" && (o.tokenFile != "" || o.certState != "" || o.kubernetesToken != ""):
+		return id, errors.New("--token-file, --kubernetes-token-file and --cert-state-file need --ca-dir")
+	case o.caDir != "" && (o.tokenFile == "") == (o.kubernetesToken == ""):
+		return id, errors.New("--ca-dir needs either --token-file or --kubernetes-token-file")
 	case o.files.set() && !o.files.complete():
 		return id, errors.New("--cert-file, --key-file and --ca-file go together")
 	}
@@ -176,11 +182,11 @@ func (o *bootstrapOptions) credentials(c *bootstrap.Config) (id identity.ID, err
 		if id.Path() == ownPath {
 			return id, fmt.Errorf("%s is the server's own identity", id)
 		}
-		if o.tokenFile, err = filepath.Abs(o.tokenFile); err != nil {
-			return id, err
-		}
-		if o.certState != "" {
-			if o.certState, err = filepath.Abs(o.certState); err != nil {
+		for _, file := range []*string{&o.tokenFile, &o.kubernetesToken, &o.certState} {
+			if *file == "" {
+				continue
+			}
+			if *file, err = filepath.Abs(*file); err != nil {
 				return id, err
 			}
 		}
@@ -188,10 +194,11 @@ func (o *bootstrapOptions) credentials(c *bootstrap.Config) (id identity.ID, err
 			Address   string `json:"address"`
 			Roots     string `json:"ca_certificates"`
 			ServerID  string `json:"server_id"`
-			TokenFile string `json:"join_token_file"`
+			JoinToken string `json:"join_token_file,omitempty"`
+			Token     string `json:"token_file,omitempty"`
 			ID        string `json:"id"`
 			StateFile string `json:"state_file,omitempty"`
-		}{o.server, string(b.PEM()), serverID(trustDomain), o.tokenFile, id.String(), o.certState})
+		}{o.server, string(b.PEM()), serverID(trustDomain), o.tokenFile, o.kubernetesToken, id.String(), o.certState})
 		if err != nil {
 			return id, err
 		}

@@ -46,14 +46,18 @@ func (t *tlsFiles) complete() bool { return t.cert != "" && t.key != "" && t.ca 
 
 // secured is what the port with TLS needs.
 type secured struct {
-	trust *meshTrust
-	ca    *ca.CA // nil where certificates come from elsewhere
+	trust      *meshTrust
+	ca         *ca.CA         // nil where certificates come from elsewhere
+	kubernetes *ca.Kubernetes // nil where service account tokens are good for nothing
 }
 
 func (s *secured) close() {
 	s.trust.Close()
 	if s.ca != nil {
 		s.ca.Close()
+	}
+	if s.kubernetes != nil {
+		s.kubernetes.Close()
 	}
 }
 
@@ -67,6 +71,11 @@ func (s *server) secure(ctx context.Context, o *serveOptions, at net.Addr, runni
 		return nil, fmt.Errorf("trust domain: %w", err)
 	}
 	out := &secured{trust: &meshTrust{own: td, aliases: s.trustDomainAliases}}
+	if o.kubernetes.Audience != "" {
+		if out.kubernetes, err = ca.NewKubernetes(trustDomain, o.kubernetes); err != nil {
+			return nil, fmt.Errorf("--kubernetes-audience: %w", err)
+		}
+	}
 	if o.caDir != "" {
 		options := ca.Options{TrustDomain: trustDomain, Log: s.log, Admit: admit}
 		if (o.issuer != ca.External{}) {

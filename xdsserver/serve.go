@@ -39,6 +39,7 @@ type serveOptions struct {
 	issuer                          ca.External
 	files                           tlsFiles
 	hostnames                       []string
+	kubernetes                      ca.KubernetesOptions
 }
 
 // secure reports whether the xDS port has TLS.
@@ -70,8 +71,9 @@ With --ca-dir the server is a certificate authority too, whose state is in that
 folder (founded the first time; keep it, it holds the keys). The xDS port then has
 mutual TLS: a workload gets a certificate there with a join token ("bootstrap
 --ca-dir" makes one), renews it with the certificate itself, and is served what is
-meant for its namespace and service account. With --cert-file, --key-file and
---ca-file the server and its clients have certificates from elsewhere instead.
+meant for its namespace and service account. With --kubernetes-audience a pod gets its
+certificate there with the token of its service account instead. With --cert-file,
+--key-file and --ca-file the server and its clients have certificates from elsewhere.
 --plaintext-listen keeps a port without TLS beside it for processes of this machine
 that are not there yet.`,
 		Args: cobra.NoArgs,
@@ -92,6 +94,10 @@ that are not there yet.`,
 	f.StringVar(&o.issuer.RootsFile, "issuer-ca-file", "", "the roots above it")
 	o.files.flags(f, "the server's certificate, for TLS without a certificate authority here")
 	f.StringSliceVar(&o.hostnames, "hostname", nil, "DNS name or IP address, beside that of --listen, that the server's certificate is for under --ca-dir; may be repeated")
+	f.StringVar(&o.kubernetes.Audience, "kubernetes-audience", "", "give certificates for tokens of Kubernetes service accounts that are for this audience, such as istio-ca; needs --ca-dir (default none)")
+	f.StringVar(&o.kubernetes.APIServer, "kubernetes-api-server", "", "URL of the API server that reviews the tokens (default that of the cluster this process runs in)")
+	f.StringVar(&o.kubernetes.CAFile, "kubernetes-ca-file", "", "the roots that the API server's certificate leads to (default the pod's)")
+	f.StringVar(&o.kubernetes.TokenFile, "kubernetes-token-file", "", "token by which the API server is asked; its account needs the ClusterRole system:auth-delegator (default the pod's)")
 	_ = cmd.MarkFlagRequired("config") // fails only for a flag that does not exist
 	return cmd
 }
@@ -112,6 +118,10 @@ func (o *serveOptions) check() error {
 		return errors.New("--plaintext-listen is for use beside a port with TLS: give --ca-dir or --cert-file too, or use --listen alone")
 	case len(o.hostnames) > 0 && o.caDir == "":
 		return errors.New("--hostname needs --ca-dir")
+	case o.kubernetes.Audience != "" && o.caDir == "":
+		return errors.New("--kubernetes-audience needs --ca-dir")
+	case o.kubernetes.Audience == "" && o.kubernetes != ca.KubernetesOptions{}:
+		return errors.New("--kubernetes-api-server, --kubernetes-ca-file and --kubernetes-token-file need --kubernetes-audience")
 	}
 	return nil
 }
@@ -201,7 +211,11 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 		g := newGRPC(grpc.Creds(ads.Credentials(secured.trust)))
 		s.ads.RegisterVerified(g, secured.trust)
 		if secured.ca != nil {
-			ca.NewService(secured.ca).Register(g)
+			var more []ca.Authenticator
+			if secured.kubernetes != nil {
+				more = append(more, secured.kubernetes)
+			}
+			ca.NewService(secured.ca, more...).Register(g)
 		}
 		start(xdsListener, g)
 		if plainListener != nil {
