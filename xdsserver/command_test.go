@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 	"github.com/sinew-mesh/sinew/xdsserver/translate"
 )
@@ -208,26 +208,8 @@ func TestBootstrap(t *testing.T) {
 // served is a running "serve".
 type served struct {
 	xds, plaintext, http string
-	log                  *record
+	log                  *journal.Journal
 	stop                 func() error
-}
-
-// record is a log that can be searched.
-type record struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.buf.Write(p)
-}
-
-func (r *record) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.buf.String()
 }
 
 // meshConfig is Istio's ConfigMap with one line of settings.
@@ -240,7 +222,7 @@ func serveFolder(t *testing.T, dir string, more ...string) *served {
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
 	cmd := newCommand()
-	log := &record{}
+	log := &journal.Journal{}
 	cmd.SetArgs(append([]string{"serve", "--config", dir, "--listen", "127.0.0.1:0", "--http", "localhost:0"}, more...))
 	cmd.SetOut(w)
 	cmd.SetErr(log)

@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -14,33 +13,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 const canary = "canary-token-7f3a"
-
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 func tokenFile(t testing.TB, token string) string {
 	t.Helper()
@@ -53,7 +34,7 @@ func tokenFile(t testing.TB, token string) string {
 
 // inBubble runs f in virtual time with an authority and a source that asks it.
 func inBubble(t *testing.T, prepare func(*testAuthority, *CAConfig), f func(t *testing.T, a *testAuthority, c *CA)) {
-	log := &lockedBuffer{}
+	log := &journal.Journal{}
 	path := tokenFile(t, canary)
 	synctest.Test(t, func(t *testing.T) {
 		a := newTestAuthority(t)
@@ -91,11 +72,15 @@ func must(t testing.TB, s Source) *Material {
 // peerAccepts verifies the source's certificate as a peer with the given material does.
 func peerAccepts(t testing.TB, m, by *Material) error {
 	t.Helper()
-	chain, err := identity.ParseChain(m.Certificate.Certificate)
-	if err != nil {
-		t.Fatal(err)
+	var chain []*x509.Certificate
+	for _, der := range m.Certificate.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain = append(chain, c)
 	}
-	_, err = identity.VerifySVID(chain, by.Bundles, time.Now(), identity.UsageAny)
+	_, err := identity.VerifySVID(chain, by.Bundles, time.Now(), identity.UsageAny)
 	return err
 }
 
@@ -293,6 +278,10 @@ func TestCARefusesAnswers(t *testing.T) {
 		"another name":        {func(_ *testAuthority, c *CAConfig) { c.ServerName = "other.test" }, "other.test"},
 		"another ID":          {func(_ *testAuthority, c *CAConfig) { c.ServerName, c.ServerID = "", mustID(t, workloadID) }, "peer-id"},
 		"another fingerprint": {func(_ *testAuthority, c *CAConfig) { c.RootsPEM, c.RootFingerprint = nil, strings.Repeat("00", 32) }, "pinned fingerprint"},
+		"the fingerprint of the leaf": {func(a *testAuthority, c *CAConfig) {
+			sum := sha256.Sum256(a.tls.cert.Raw)
+			c.RootsPEM, c.RootFingerprint = nil, hex.EncodeToString(sum[:])
+		}, "pinned fingerprint"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, c.prepare, func(t *testing.T, a *testAuthority, s *CA) {
@@ -410,11 +399,13 @@ func TestCAState(t *testing.T) {
 				t.Errorf("%d by token, %d by certificate", a.byToken, a.byCert)
 			}
 		})
-		if err := os.Chmod(path, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := again.load(); err == nil || !strings.Contains(err.Error(), "0600") {
-			t.Errorf("a state file that others may read: %v", err)
+		for _, mode := range []os.FileMode{0o644, 0o640, 0o620} {
+			if err := os.Chmod(path, mode); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := again.load(); err == nil || !strings.Contains(err.Error(), "0600") {
+				t.Errorf("a state file of mode %04o: %v", mode, err)
+			}
 		}
 		for _, content := range []string{"", "x", m0(m)} {
 			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

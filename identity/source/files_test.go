@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 // fileSet is a directory as cert-manager's or an Istio agent's.
@@ -44,7 +45,7 @@ func workload(t testing.TB, root *signed, id string, validity time.Duration) *si
 
 func TestFilesRotateAndSurviveTearing(t *testing.T) {
 	files := newFileSet(t)
-	log := &lockedBuffer{}
+	log := &journal.Journal{}
 	var secrets []string
 	synctest.Test(t, func(t *testing.T) {
 		root := sign(t, rootTemplate("root"), nil, nil)

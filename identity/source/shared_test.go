@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 // written makes a set of sound files and their configuration.
@@ -40,7 +41,7 @@ func TestSharedIsOne(t *testing.T) {
 	files, config, _ := written(t, time.Hour)
 	spelled := json.RawMessage(fmt.Sprintf("{ \"refresh_interval\" : \"1s\",\n\t\"ca_certificate_file\": %q, \"private_key_file\": %q, \"certificate_file\": %q}", files.ca, files.key, files.cert))
 	before := openShared()
-	var log lockedBuffer
+	var log journal.Journal
 	a, err := Shared(FilesPlugin, config, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -98,12 +99,12 @@ func TestSharedIsOne(t *testing.T) {
 func TestSharedLog(t *testing.T) {
 	files := newFileSet(t)
 	synctest.Test(t, func(t *testing.T) {
-		var one, two lockedBuffer
+		var one, two journal.Journal
 		a, err := Shared(FilesPlugin, files.json(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, b := range []*lockedBuffer{&one, &two} {
+		for _, b := range []*journal.Journal{&one, &two} {
 			s, err := Shared(FilesPlugin, files.json(), slog.New(slog.NewTextHandler(b, nil)))
 			if err != nil {
 				t.Fatal(err)

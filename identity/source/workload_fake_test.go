@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 // fakeWorkloadAPI serves whatever it is told to, over pipes or a socket.
@@ -208,7 +210,7 @@ func offer(t testing.TB, root, s *signed, id, hint string) *workloadpb.X509SVID 
 
 // withWorkloadAPI runs f in virtual time.
 func withWorkloadAPI(t *testing.T, config WorkloadAPIConfig, prepare func(*testing.T, *fakeWorkloadAPI, *signed), f func(*testing.T, *fakeWorkloadAPI, *signed, *WorkloadAPI)) {
-	log := &lockedBuffer{}
+	log := &journal.Journal{}
 	synctest.Test(t, func(t *testing.T) {
 		api := newFakeWorkloadAPI(t)
 		go func() { _ = api.server.Serve(api) }()

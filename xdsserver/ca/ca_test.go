@@ -24,6 +24,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 const reviews = "spiffe://cluster.local/ns/shop/sa/reviews"
@@ -52,22 +54,7 @@ func (c *clock) advance(d time.Duration) time.Time {
 }
 
 // record is a log that can be searched.
-type record struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.buf.Write(p)
-}
-
-func (r *record) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.buf.String()
-}
+type record struct{ journal.Journal }
 
 func (r *record) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(r, &slog.HandlerOptions{Level: slog.LevelDebug}))
