@@ -292,11 +292,11 @@ func TestRecordedEnvoyJWT(t *testing.T) {
 		nothing := RequireProvider("p")
 		rule := JWTRule{Match: recordedJWTMatch(t, c.Rule.Match), Requires: &nothing}
 		if policy, ok := c.Rule.Match["path_match_policy"].(map[string]any); ok {
-			template, err := ParsePathTemplate(policy["typed_config"].(map[string]any)["path_template"].(string))
+			template, err := routing.ParseTemplate(policy["typed_config"].(map[string]any)["path_template"].(string))
 			if err != nil {
 				t.Fatal(err)
 			}
-			rule.Template = &template
+			rule.Template = template
 		}
 		r := jwtRequest(c.Headers)
 		if strings.Contains(r.Path, "#") {

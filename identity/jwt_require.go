@@ -62,7 +62,7 @@ func AllowMissingOrFailed() Requirement { return Requirement{kind: requireAllowF
 // JWTRule says what requests of a kind must have. The first rule that fits a request counts.
 type JWTRule struct {
 	Match    routing.Match
-	Template *PathTemplate // a further condition on the path; nil means none
+	Template *routing.Template // a further condition on the path; nil means none
 	// Requires is what is asked for; nil means nothing.
 	Requires *Requirement
 }
@@ -228,7 +228,7 @@ func (a *JWTAuthenticator) Authenticate(r *AccessRequest, now time.Time, state *
 	}
 	for i := range a.rules {
 		rule := &a.rules[i]
-		if !rule.Match.Matches(&r.Request, 0) || rule.Template != nil && !rule.Template.Matches(r.Path) {
+		if !rule.Match.Matches(&r.Request, 0) || rule.Template != nil && !rule.Template.Fits(r.Path) {
 			continue
 		}
 		if rule.Requires != nil {
@@ -353,7 +353,7 @@ func (run *jwtRun) verify(p *JWTProvider, token string, audiences []string, keys
 		return p.verify(token, audiences, keys, run.now)
 	}
 	key := NewTokenKey(p, token)
-	if known := run.state.Tokens.Get(key); known != nil && keys != nil && known.Usable(keys, run.now) {
+	if known := run.state.Tokens.Get(key); known != nil && known.Usable(keys, run.now) {
 		// The audience depends on the requirement, all else on the provider.
 		if !known.Claims.fitsAudience(audiences) {
 			return nil, JWTAudienceRefused

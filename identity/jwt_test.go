@@ -321,6 +321,22 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
+// TestTokensByForm: a rule for a form of path can not be stepped around by an odd byte.
+func TestTokensByForm(t *testing.T) {
+	template, err := routing.ParseTemplate("/a/*/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := authenticator(t, JWTConfig{Providers: []JWTProvider{{Name: "i", Issuer: "i"}}, Rules: []JWTRule{{
+		Match: routing.Match{Path: routing.PathMatch{Kind: routing.PathPrefix}}, Template: template, Requires: requirement(RequireProvider("i")),
+	}}})
+	for path, want := range map[string]JWTStatus{"/a/x/b": JWTMissing, "/a/|\x7f \xff/b": JWTMissing, "/a/x/y/b": JWTOk, "/a//b": JWTOk} {
+		if got := a.Authenticate(&AccessRequest{Request: routing.Request{Method: "GET", Path: path}}, recordedTime, nil); got.Status != want {
+			t.Errorf("%q: %v, want %v", path, got.Status, want)
+		}
+	}
+}
+
 // TestCachedTokens: a token that was verified once is refused once it has
 // expired, the issuer's keys have changed or can not be had.
 func TestCachedTokens(t *testing.T) {

@@ -8,6 +8,20 @@ import (
 // HostPort splits the port off an authority: "a:80" is "a" and "80", "[::1]"
 // has none. An authority whose last part is not a number has no port.
 func HostPort(authority string) (host, port string) {
+	host, port = cutPort(authority)
+	for i := 0; i < len(port); i++ {
+		if port[i] < '0' || port[i] > '9' {
+			return authority, ""
+		}
+	}
+	if port == "" {
+		return authority, ""
+	}
+	return host, port
+}
+
+// cutPort splits off what stands where a port does, which may be empty or no number.
+func cutPort(authority string) (host, port string) {
 	colon := strings.LastIndexByte(authority, ':')
 	if colon < 0 || strings.IndexByte(authority[colon:], ']') >= 0 {
 		return authority, ""
@@ -15,16 +29,7 @@ func HostPort(authority string) (host, port string) {
 	if strings.IndexByte(authority[:colon], ':') >= 0 && !strings.HasSuffix(authority[:colon], "]") {
 		return authority, "" // a bare IPv6 address
 	}
-	port = authority[colon+1:]
-	if port == "" {
-		return authority, ""
-	}
-	for i := 0; i < len(port); i++ {
-		if port[i] < '0' || port[i] > '9' {
-			return authority, ""
-		}
-	}
-	return authority[:colon], port
+	return authority[:colon], authority[colon+1:]
 }
 
 // PortStripping says from which authorities the port is removed
@@ -69,8 +74,9 @@ func (o HostOptions) Apply(authority string, listenerPort uint16) string {
 }
 
 // bareHost is the authority without port and without the dot at its end: the
-// name that two spellings of one host share but for letter case.
+// name that two spellings of one host share but for letter case. What can not be
+// a port goes too: a server such as http.ServeMux takes "a:" and "a:x" for "a".
 func bareHost(authority string) string {
-	host, _ := HostPort(authority)
+	host, _ := cutPort(authority)
 	return strings.TrimSuffix(host, ".")
 }

@@ -169,12 +169,13 @@ func PathMatches(m routing.StringMatch) Condition {
 	return Condition{kind: conditionPath, detail: &m}
 }
 
-// PathFits holds for paths of the template's form. A template that was not parsed is an error.
-func PathFits(t PathTemplate) (Condition, error) {
-	if t.text == "" {
+// PathFits holds for paths of the template's form, with any characters where it
+// has wildcards. nil is an error.
+func PathFits(t *routing.Template) (Condition, error) {
+	if t == nil {
 		return Condition{}, fmt.Errorf("a path template is not set")
 	}
-	return Condition{kind: conditionTemplate, detail: &t}, nil
+	return Condition{kind: conditionTemplate, detail: t}, nil
 }
 
 // CIDR returns the range of addresses that share the first bits of the address.
@@ -316,7 +317,7 @@ func (c *Condition) holds(r *AccessRequest, path string, lenient bool) bool {
 	case conditionPath:
 		return c.detail.(*routing.StringMatch).Matches(path)
 	case conditionTemplate:
-		return c.detail.(*PathTemplate).Matches(path)
+		return c.detail.(*routing.Template).Fits(path)
 	case conditionDestinationIP:
 		return contains(c.detail.(*netip.Prefix), r.DestinationIP)
 	case conditionDestinationPort:

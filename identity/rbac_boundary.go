@@ -48,20 +48,3 @@ func InternalHeader(name string) bool {
 func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
-
-// StripInternal removes internal headers, and others by name, from a request
-// that comes from outside the mesh. Names are compared in any letter case, so
-// that a spelling that a handler may still read does not slip through.
-func StripInternal(header map[string][]string, others []string) {
-	for name := range header {
-		if InternalHeader(name) {
-			delete(header, name)
-			continue
-		}
-		for _, other := range others {
-			if strings.EqualFold(name, other) {
-				delete(header, name)
-			}
-		}
-	}
-}

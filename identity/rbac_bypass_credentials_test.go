@@ -166,7 +166,7 @@ func nameBypasses(t *testing.T) (out []bypass) {
 		}
 		name := fmt.Sprintf("%q", n)
 		der := root.issue(t, leafTemplate(nil, withNames(n), func(c *x509.Certificate) { c.Subject.CommonName = hostileID })).der
-		chain, err := ParseChain([][]byte{der})
+		chain, err := parseChain([][]byte{der})
 		refused := err != nil // crypto/x509 does not read it: no connection either
 		if err == nil {
 			id, err := VerifySVID(chain, set, hostileNow, UsageAny)

@@ -198,7 +198,7 @@ func protoPermission(m *rbacv3.Permission) (Condition, error) {
 		if err := p.UriTemplate.GetTypedConfig().UnmarshalTo(&config); err != nil {
 			return Condition{}, err
 		}
-		t, err := ParsePathTemplate(config.GetPathTemplate())
+		t, err := routing.ParseTemplate(config.GetPathTemplate())
 		if err != nil {
 			return Condition{}, err
 		}

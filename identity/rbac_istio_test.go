@@ -177,7 +177,7 @@ func istioHeader(name string, fold bool) func(string) (Condition, error) {
 func istioPath(v string) (Condition, error) {
 	switch {
 	case strings.Contains(v, "{*}") || strings.Contains(v, "{**}"):
-		t, err := ParsePathTemplate(strings.NewReplacer("{*}", "*", "{**}", "**").Replace(v))
+		t, err := routing.ParseTemplate(strings.NewReplacer("{*}", "*", "{**}", "**").Replace(v))
 		if err != nil {
 			return Condition{}, err
 		}

@@ -221,6 +221,23 @@ func TestClientIP(t *testing.T) {
 	}
 }
 
+// TestPathFits: a template of a rule that refuses must not be stepped around by an odd byte.
+func TestPathFits(t *testing.T) {
+	template, err := routing.ParseTemplate("/admin/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := denySet(t, must(PathFits(template)))
+	for path, refused := range map[string]bool{"/admin/a": true, "/admin/a*=b|{} \xff": true, "/admin/a/b": false, "/admin/": false} {
+		if got := a.Decide(&AccessRequest{Request: routing.Request{Path: path}}).Reason == RefusedByRule; got != refused {
+			t.Errorf("%q: refused %v, want %v", path, got, refused)
+		}
+	}
+	if _, err := PathFits(nil); err == nil {
+		t.Error("no template is taken")
+	}
+}
+
 func TestConditionsNestedTooDeep(t *testing.T) {
 	c := Any()
 	var err error

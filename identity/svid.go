@@ -318,20 +318,3 @@ func chainRule(err error, now time.Time) (VerifyRule, string) {
 		return RuleChain, err.Error()
 	}
 }
-
-// ParseChain parses certificates in DER, leaf first, as TLS carries them. The
-// error is a *VerifyError with RuleParse.
-func ParseChain(der [][]byte) ([]*x509.Certificate, error) {
-	if len(der) > maxChain {
-		return nil, &VerifyError{Rule: RuleParse, Detail: fmt.Sprintf("a chain of %d certificates, the limit is %d", len(der), maxChain)}
-	}
-	chain := make([]*x509.Certificate, 0, len(der))
-	for i, b := range der {
-		c, err := x509.ParseCertificate(b)
-		if err != nil {
-			return nil, &VerifyError{Rule: RuleParse, Detail: fmt.Sprintf("certificate %d of the chain: %v", i, err), Err: err}
-		}
-		chain = append(chain, c)
-	}
-	return chain, nil
-}

@@ -217,15 +217,19 @@ var templateCharacter = func() (ok [256]bool) {
 }()
 
 // Matches reports whether the whole path, without query, has the template's form. It does not allocate.
-func (t *Template) Matches(path string) bool { return t.match(path, nil) }
+func (t *Template) Matches(path string) bool { return t.match(path, nil, false) }
+
+// Fits is Matches with wildcards that stand for any characters but "/". Rules of
+// access go by it: an odd character must not lead around what refuses a form of path.
+func (t *Template) Fits(path string) bool { return t.match(path, nil, true) }
 
 // spans are where the variables of a template are in a path.
 type spans [maxTemplateVariables]struct{ begin, end int }
 
 // match also notes where the variables are, if at is not nil. A path can be
 // split in one way only: a wildcard ends at the next slash, or, with only text
-// to come, where that text has to begin.
-func (t *Template) match(path string, at *spans) bool {
+// to come, where that text has to begin. With odd it takes every character.
+func (t *Template) match(path string, at *spans, odd bool) bool {
 	pos := 0
 	for i := range t.elements {
 		t.note(at, i, pos)
@@ -241,7 +245,10 @@ func (t *Template) match(path string, at *spans) bool {
 		if e.last {
 			limit -= e.tail
 		}
-		for end < limit && (templateCharacter[path[end]] || path[end] == '/' && e.kind == templateStars) {
+		for end < limit {
+			if slash := path[end] == '/'; slash && e.kind == templateStar || !slash && !odd && !templateCharacter[path[end]] {
+				break
+			}
 			end++
 		}
 		if end == pos && e.kind == templateStar || e.last && end != limit {
@@ -335,7 +342,7 @@ func (w *TemplateRewrite) parse(rewrite string) error {
 // Replace returns the new path, or the path as it is if the template does not match it.
 func (w *TemplateRewrite) Replace(path string) string {
 	var at spans
-	if !w.template.match(path, &at) {
+	if !w.template.match(path, &at, false) {
 		return path
 	}
 	var b strings.Builder

@@ -45,6 +45,11 @@ func TestTemplate(t *testing.T) {
 		if tpl.String() != c.pattern {
 			t.Errorf("%s calls itself %s", c.pattern, tpl)
 		}
+		for _, p := range c.yes {
+			if !tpl.Fits(p) {
+				t.Errorf("%s does not fit %q", p, c.pattern)
+			}
+		}
 		m := PathMatch{Kind: PathTemplate, Template: tpl}
 		for _, p := range c.yes {
 			if !m.Matches(p) {
@@ -144,17 +149,25 @@ func TestTemplateRewrite(t *testing.T) {
 	}
 }
 
-// dumbTemplate writes the template as an expression, wildcard by wildcard.
+// pathCharacters are those of a path's segment, as the inside of an expression's brackets.
+const pathCharacters = `A-Za-z0-9\-._~%!$&'()*+,;:@=`
+
+// dumbTemplate writes the template as an expression.
 func dumbTemplate(pattern string) *regexp.Regexp {
-	const character = `A-Za-z0-9\-._~%!$&'()*+,;:@=`
+	return templateExpression(pattern, pathCharacters, pathCharacters+"/")
+}
+
+// templateExpression writes the template wildcard by wildcard: "*" as some of the
+// one kind of characters, "**" as any number of the other.
+func templateExpression(pattern, segment, any string) *regexp.Regexp {
 	var b strings.Builder
 	for rest := pattern; rest != ""; {
 		switch {
 		case strings.HasPrefix(rest, "**"):
-			b.WriteString("[" + character + "/]*")
+			b.WriteString("[" + any + "]*")
 			rest = rest[2:]
 		case rest[0] == '*':
-			b.WriteString("[" + character + "]+")
+			b.WriteString("[" + segment + "]+")
 			rest = rest[1:]
 		case rest[0] == '{':
 			name, match, found := strings.Cut(rest[1:strings.Index(rest, "}")], "=")
@@ -162,7 +175,7 @@ func dumbTemplate(pattern string) *regexp.Regexp {
 				match = "*"
 			}
 			rest = rest[strings.Index(rest, "}")+1:]
-			b.WriteString("(?P<" + name + ">" + strings.TrimSuffix(strings.TrimPrefix(dumbTemplate(match).String(), `\A`), `\z`) + ")")
+			b.WriteString("(?P<" + name + ">" + strings.TrimSuffix(strings.TrimPrefix(templateExpression(match, segment, any).String(), `\A`), `\z`) + ")")
 		default:
 			b.WriteString(regexp.QuoteMeta(rest[:1]))
 			rest = rest[1:]
@@ -177,6 +190,9 @@ func checkTemplate(t *testing.T, pattern, path string) {
 	tpl, err := ParseTemplate(pattern)
 	if err != nil {
 		return
+	}
+	if got, want := tpl.Fits(path), templateExpression(pattern, `^/`, `\x00-\x{10ffff}`).MatchString(path); got != want {
+		t.Fatalf("%q fits %q: %v, want %v", path, pattern, got, want)
 	}
 	re := dumbTemplate(pattern)
 	groups := re.FindStringSubmatch(path)
@@ -209,7 +225,7 @@ func TestTemplateOracle(t *testing.T) {
 		}
 		pattern.WriteString(pick("", "", "", "/", ".b", "b"))
 		for range 1 + random.IntN(5) {
-			path.WriteString("/" + pick("a", "b", "ab", "a.b", "", "%2F", "a*", "b.b"))
+			path.WriteString("/" + pick("a", "b", "ab", "a.b", "", "%2F", "a*", "b.b", "a|b", "\n", "é\xff"))
 		}
 		if _, err := ParseTemplate(pattern.String()); err == nil {
 			valid++

@@ -4,9 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,6 +19,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/sinew-mesh/sinew/identity/source"
@@ -25,7 +32,8 @@ const authorityID = "spiffe://td.example/ns/sinew-system/sa/xdsserver"
 // TestDayWithAuthority: 24 virtual hours of the server's own authority and two
 // workloads that joined with a token and renew every hour, through changes of
 // the issuing certificate, of the root and outages of three quarters of an
-// hour. Every three minutes they meet, and never does a connection fail.
+// hour. Every three minutes they meet, and every twelve they make requests over
+// HTTP/1.1, HTTP/2 and gRPC, on connections that stay and on new ones. None ever fails.
 func TestDayWithAuthority(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -74,6 +82,8 @@ func TestDayWithAuthority(t *testing.T) {
 		cs, ss := join("client-token", clientID), join("server-token", serverID)
 		synctest.Wait()
 		client, serving := Client(cs, ClientOptions{}), Server(ss, ServerOptions{})
+		request, stop := requests(t, client, serving)
+		defer stop()
 		roots, rotations := map[string]bool{}, 0
 		var last *tls.Certificate
 		for minute := 0; minute < 24*60; minute += 3 {
@@ -91,6 +101,11 @@ func TestDayWithAuthority(t *testing.T) {
 			if got := PeerOf(&s).ID.String(); got != clientID {
 				t.Fatalf("minute %d: the client is %q", minute, got)
 			}
+			if minute%12 == 0 {
+				if err := request(); err != nil {
+					t.Fatalf("minute %d: %v", minute, err)
+				}
+			}
 			m, err := cs.Current()
 			if err != nil {
 				t.Fatal(err)
@@ -104,6 +119,7 @@ func TestDayWithAuthority(t *testing.T) {
 		if len(roots) < 3 || rotations < 22 {
 			t.Errorf("%d roots and %d certificates in a day: too few to prove anything", len(roots), rotations)
 		}
+		stop()
 		// The authority stays away: the last certificates hold to their end, and not
 		// longer. Both were renewed at most 66 minutes ago, so they last for 54 more.
 		down.Store(false)
@@ -125,4 +141,82 @@ func TestDayWithAuthority(t *testing.T) {
 		server.Stop()
 		synctest.Wait()
 	})
+}
+
+// requests serves over a network in memory and returns what makes one request of
+// each kind: over HTTP/1.1 and HTTP/2 by net/http's client and by gRPC's, each on a
+// connection that stays and on a new one.
+func requests(t *testing.T, client, server *tls.Config) (request func() error, stop func()) {
+	t.Helper()
+	l, gl := bufconn.Listen(64<<10), bufconn.Listen(64<<10)
+	config := server.Clone()
+	config.NextProtos = []string{"h2", "http/1.1"}
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Proto+" "+PeerOf(r.TLS).ID.String())
+	}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	go func() { _ = web.Serve(tls.NewListener(l, config)) }()
+	gs := grpc.NewServer(grpc.Creds(credentials.NewTLS(server)))
+	healthpb.RegisterHealthServer(gs, health.NewServer())
+	go func() { _ = gs.Serve(gl) }()
+
+	var ends []func()
+	var calls []func() error
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		for _, fresh := range []bool{false, true} {
+			config := client.Clone()
+			config.NextProtos = []string{protocol}
+			transport := &http.Transport{
+				DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return l.DialContext(ctx) },
+				TLSClientConfig:   config,
+				ForceAttemptHTTP2: protocol == "h2", DisableKeepAlives: fresh,
+			}
+			ends = append(ends, transport.CloseIdleConnections)
+			want := map[string]string{"http/1.1": "HTTP/1.1 ", "h2": "HTTP/2.0 "}[protocol] + clientID
+			calls = append(calls, func() error {
+				resp, err := (&http.Client{Transport: transport}).Get("https://server/")
+				if err != nil {
+					return fmt.Errorf("%s: %w", protocol, err)
+				}
+				defer resp.Body.Close()
+				if body, err := io.ReadAll(resp.Body); err != nil || string(body) != want {
+					return fmt.Errorf("%s: %q, %v", protocol, body, err)
+				}
+				return nil
+			})
+		}
+	}
+	dial := func() *grpc.ClientConn {
+		conn, err := grpc.NewClient("passthrough:///server", grpc.WithTransportCredentials(credentials.NewTLS(client)),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return gl.DialContext(ctx) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	check := func(conn *grpc.ClientConn) error {
+		_, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err
+	}
+	kept := dial()
+	ends = append(ends, func() { kept.Close() })
+	calls = append(calls, func() error { return check(kept) }, func() error {
+		conn := dial()
+		defer conn.Close()
+		return check(conn)
+	})
+	return func() error {
+			for _, call := range calls {
+				if err := call(); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, sync.OnceFunc(func() {
+			for _, end := range ends {
+				end()
+			}
+			gs.Stop()
+			web.Close()
+			synctest.Wait()
+		})
 }

@@ -14,7 +14,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sinew-mesh/sinew/identity"
@@ -34,14 +33,6 @@ const (
 	protocolIstioHTTP1 = "istio-http/1.1"
 	protocolIstioHTTP2 = "istio-h2"
 )
-
-var meshProtocols = []string{protocolIstio, protocolIstioPeer, protocolIstioHTTP0, protocolIstioHTTP1, protocolIstioHTTP2}
-
-// IsMesh reports whether what a client offers says that it speaks mutual TLS
-// of the mesh, as Istio's TLS inspector decides it.
-func IsMesh(offered []string) bool {
-	return slices.ContainsFunc(offered, func(p string) bool { return slices.Contains(meshProtocols, p) })
-}
 
 // HTTPProtocol returns which HTTP a negotiated protocol stands for:
 // ProtocolHTTP2 or, for everything else, ProtocolHTTP1.

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	security "istio.io/api/security/v1beta1"
 
-	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
@@ -262,7 +262,7 @@ func (t *ruleTranslator) path(at, v string, _ bool) (*rbacv3.Permission, error) 
 		return nil, err
 	}
 	template := strings.NewReplacer("{*}", "*", "{**}", "**").Replace(v)
-	if _, err := identity.ParsePathTemplate(template); err != nil {
+	if _, err := routing.ParseTemplate(template); err != nil {
 		return nil, fmt.Errorf("%s: %w", at, err)
 	}
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_UriTemplate{UriTemplate: &corev3.TypedExtensionConfig{

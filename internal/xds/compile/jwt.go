@@ -200,17 +200,16 @@ func tokenRule(m *jwtv3.JwtAuthentication, r *jwtv3.RequirementRule) (rule ident
 	return rule, f
 }
 
-func tokenMatch(m *routev3.RouteMatch) (out routing.Match, t *identity.PathTemplate, f *fault) {
+func tokenMatch(m *routev3.RouteMatch) (out routing.Match, t *routing.Template, f *fault) {
 	if f := outboundOnly(m.ProtoReflect()); f != nil {
 		return out, nil, f
 	}
 	switch p := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_PathMatchPolicy:
-		parsed, f := template(p.PathMatchPolicy)
-		if f != nil {
+		if t, f = pathTemplate(p.PathMatchPolicy); f != nil {
 			return out, nil, f.under("path_match_policy")
 		}
-		out.Path, t = routing.PathMatch{Kind: routing.PathPrefix}, &parsed
+		out.Path = routing.PathMatch{Kind: routing.PathPrefix}
 	case *routev3.RouteMatch_ConnectMatcher_:
 		out.Path = routing.PathMatch{Kind: routing.PathPrefix}
 		out.Headers = append(out.Headers, routing.HeaderMatch{Name: routing.NewHeaderName(":method"), String: routing.Exact("CONNECT", false)})

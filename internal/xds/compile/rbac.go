@@ -9,7 +9,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -230,23 +229,11 @@ func pathCondition(m *matcherv3.PathMatcher) (identity.Condition, *fault) {
 }
 
 func templateCondition(m *corev3.TypedExtensionConfig) (identity.Condition, *fault) {
-	t, f := template(m)
+	t, f := pathTemplate(m)
 	if f != nil {
 		return identity.Condition{}, f
 	}
 	return made(identity.PathFits(t))
-}
-
-func template(m *corev3.TypedExtensionConfig) (identity.PathTemplate, *fault) {
-	var config uritemplatev3.UriTemplateMatchConfig
-	if f := extension(m.GetTypedConfig(), &config); f != nil {
-		return identity.PathTemplate{}, f.under("typed_config")
-	}
-	t, err := identity.ParsePathTemplate(config.GetPathTemplate())
-	if err != nil {
-		return t, faultf("typed_config.path_template", "%v", err)
-	}
-	return t, nil
 }
 
 func rangeCondition(m *corev3.CidrRange, in func(netip.Prefix) (identity.Condition, error)) (identity.Condition, *fault) {
