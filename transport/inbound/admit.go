@@ -231,10 +231,14 @@ func (run *admission) connection(local netip.AddrPort) error {
 		return nil
 	}
 	run.chain = l.tls
-	closing, err := conn.verified(l.tls, run.now)
+	closing, err := conn.verified(l, run.now)
 	a.CloseConnection = closing
 	if err != nil {
 		run.counts.plaintext.Add(1)
+		var notReady *NotReadyError
+		if errors.As(err, &notReady) {
+			return err // without an identity of our own nobody's can be verified
+		}
 		d := run.denied(ReasonPeer, http.StatusForbidden, "", "the connection's certificate is not accepted any more")
 		var refused *identity.VerifyError
 		if errors.As(err, &refused) {

@@ -235,11 +235,13 @@ func (c *Conn) secured(state *tls.ConnectionState, by *chain, material *source.M
 // connection on which it has expired.
 const closingShare = 10
 
-// verified reports whether the connection's peer holds under the chain's rules
-// and the bundles that are in force now, and whether the connection should be
-// replaced by a new one. It verifies only after one of them has changed.
-func (c *Conn) verified(by *chain, now time.Time) (closing bool, err error) {
-	material, err := by.credential.current("")
+// verified reports whether the connection's peer holds under the rules of the
+// listener's TLS and the bundles that are in force now, and whether the connection
+// should be replaced by a new one. It verifies only after one of them has changed.
+// Without an identity of our own the error is a *NotReadyError.
+func (c *Conn) verified(l *listener, now time.Time) (closing bool, err error) {
+	by := l.tls
+	material, err := by.credential.current(l.name, now)
 	if err != nil {
 		return true, err
 	}

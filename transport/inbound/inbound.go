@@ -52,11 +52,9 @@ type Options struct {
 	// gRPC. nil means that it can not be had.
 	DialGRPC func(target string) (grpc.ClientConnInterface, io.Closer, error)
 	// KeyRanges are ranges of addresses that issuers' keys are fetched from though
-	// they are not public, and KeysByHTTP allows "http" beside "https" for it.
-	// By default keys come from public addresses by https only, because whoever
-	// may write policy for one workload must not make it call whatever it can reach.
-	KeyRanges  []netip.Prefix
-	KeysByHTTP bool
+	// they are not public. By default keys come from public addresses only, because
+	// whoever may write policy for one workload must not make it call whatever it can reach.
+	KeyRanges []netip.Prefix
 	// Shedding bounds the handlers that run at one time, with a control plane or
 	// without; nil does not.
 	Shedding *Shedding
@@ -109,7 +107,7 @@ func New(o Options) *Engine {
 	if o.Shedding != nil {
 		e.shedder = newShedder(o.Shedding)
 	}
-	e.keys = newKeyRing(fetchRules{Allowed: o.KeyRanges, PlainHTTP: o.KeysByHTTP}, o.Log)
+	e.keys = newKeyRing(fetchRules{Allowed: o.KeyRanges}, o.Log)
 	e.view.Store(&view{})
 	changed := make(chan struct{})
 	e.changed.Store(&changed)

@@ -48,7 +48,6 @@ var (
 // many listeners and providers name it. A slow or broken issuer concerns its own tokens only.
 type keyRing struct {
 	client *http.Client
-	rules  fetchRules
 	log    *slog.Logger
 
 	remotes atomic.Pointer[map[string]*remoteKeys]
@@ -62,7 +61,7 @@ func newKeyRing(rules fetchRules, log *slog.Logger) *keyRing {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	k := &keyRing{client: rules.client(), rules: rules, log: log}
+	k := &keyRing{client: rules.client(), log: log}
 	k.remotes.Store(&map[string]*remoteKeys{})
 	return k
 }
@@ -349,7 +348,7 @@ func (k *keyRing) fetch(ctx context.Context, uri string, timeout time.Duration) 
 	if err != nil {
 		return nil, errors.New("not a URI")
 	}
-	if err := k.rules.allowedURL(at); err != nil {
+	if err := allowedURL(at); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)

@@ -19,12 +19,6 @@ import (
 type fetchRules struct {
 	// Allowed are ranges of addresses that are fetched from though they are not public.
 	Allowed []netip.Prefix
-	// PlainHTTP allows "http" beside "https".
-	PlainHTTP bool
-	// dial connects, where a test has a network of its own; its addresses are not checked.
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// transport changes the client's transport in a test.
-	transport func(*http.Transport)
 }
 
 const maxRedirects = 3
@@ -32,38 +26,28 @@ const maxRedirects = 3
 // client returns a client that follows the rules on every connection, and so on
 // redirects too. It uses no proxy, which would connect for it unchecked.
 func (f fetchRules) client() *http.Client {
-	dial := f.dial
-	if dial == nil {
-		dialer := &net.Dialer{Timeout: 30 * time.Second, ControlContext: f.control}
-		dial = dialer.DialContext
-	}
+	dialer := &net.Dialer{Timeout: 30 * time.Second, ControlContext: f.control}
 	transport := &http.Transport{
-		DialContext: dial,
+		DialContext: dialer.DialContext,
 		// Fetches are minutes apart, and a connection's address was checked when it was made.
 		DisableKeepAlives:      true,
 		TLSHandshakeTimeout:    10 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
-	if f.transport != nil {
-		f.transport(transport)
-	}
 	return &http.Client{Transport: transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		if len(via) > maxRedirects {
 			return fmt.Errorf("more than %d redirects", maxRedirects)
 		}
-		if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-			return errors.New("a redirect leaves https")
-		}
 		// The URI that redirects is none of the next server's business.
 		req.Header.Del("Referer")
-		return f.allowedURL(req.URL)
+		return allowedURL(req.URL)
 	}}
 }
 
 // allowedURL says what is wrong with a URL, whatever its host's addresses are.
-func (f *fetchRules) allowedURL(u *url.URL) error {
+func allowedURL(u *url.URL) error {
 	switch {
-	case u.Scheme != "https" && !(u.Scheme == "http" && f.PlainHTTP):
+	case u.Scheme != "https":
 		return fmt.Errorf("keys are not fetched by scheme %q", u.Scheme)
 	case u.Hostname() == "":
 		return errors.New("the URI has no host")

@@ -355,7 +355,7 @@ func TestFetchLimits(t *testing.T) {
 		http.Redirect(w, r, target, http.StatusFound)
 	})
 	mux.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, "http://127.0.0.2:1/keys?secret=canary", http.StatusFound)
+		http.Redirect(w, r, "https://127.0.0.2:1/keys?secret=canary", http.StatusFound)
 	})
 	mux.HandleFunc("/ftp", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "ftp://127.0.0.1/keys", http.StatusFound)
@@ -365,42 +365,42 @@ func TestFetchLimits(t *testing.T) {
 		_, _ = w.Write(bytes.Repeat([]byte(" "), maxKeysBytes))
 	})
 	mux.HandleFunc("/text", func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "canary") })
-	server := httptest.NewServer(mux)
+	mux.HandleFunc("/plain", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+r.Host+"/keys", http.StatusFound)
+	})
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // one case refuses its certificate
+	server.StartTLS()
 	defer server.Close()
-	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, server.URL+"/keys", http.StatusFound)
-	}))
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // one case refuses its certificate
-	secure.StartTLS()
-	defer secure.Close()
 	local := []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 	for _, c := range []struct {
 		name, uri string
-		rules     fetchRules
+		allowed   []netip.Prefix
 		want      string // part of the error; "" for none
 	}{
-		{"allowed", server.URL + "/keys", fetchRules{Allowed: local, PlainHTTP: true}, ""},
-		{"http is not allowed", server.URL + "/keys", fetchRules{Allowed: local}, `scheme "http"`},
-		{"the address is not allowed", server.URL + "/keys", fetchRules{PlainHTTP: true}, "not a public address"},
-		{"a name for it is not either", strings.Replace(server.URL, "127.0.0.1", "localhost", 1) + "/keys", fetchRules{PlainHTTP: true}, "not a public address"},
-		{"three redirects", server.URL + "/hop/3", fetchRules{Allowed: local, PlainHTTP: true}, ""},
-		{"four redirects", server.URL + "/hop/4", fetchRules{Allowed: local, PlainHTTP: true}, "more than 3 redirects"},
-		{"redirect to an address that is not allowed", server.URL + "/away", fetchRules{Allowed: local, PlainHTTP: true}, "127.0.0.2, which is not a public"},
-		{"redirect to another scheme", server.URL + "/ftp", fetchRules{Allowed: local, PlainHTTP: true}, `scheme "ftp"`},
-		{"redirect out of https", secure.URL, fetchRules{Allowed: local, PlainHTTP: true, transport: func(t *http.Transport) {
-			t.TLSClientConfig = secure.Client().Transport.(*http.Transport).TLSClientConfig
-		}}, "leaves https"},
-		{"a certificate of nobody known", secure.URL, fetchRules{Allowed: local}, "certificate"},
-		{"too large", server.URL + "/large", fetchRules{Allowed: local, PlainHTTP: true}, "more than 1048576 bytes"},
-		{"no key set", server.URL + "/text", fetchRules{Allowed: local, PlainHTTP: true}, "not JSON"},
-		{"user name", "https://user:canary@issuer.test/", fetchRules{}, "user name"},
-		{"no host", "https:///keys", fetchRules{}, "no host"},
-		{"no URI", "https://[canary", fetchRules{}, "not a URI"},
-		{"file", "file:///etc/passwd", fetchRules{PlainHTTP: true}, `scheme "file"`},
+		{"allowed", server.URL + "/keys", local, ""},
+		{"http", strings.Replace(server.URL, "https", "http", 1) + "/keys", local, `scheme "http"`},
+		{"the address is not allowed", server.URL + "/keys", nil, "not a public address"},
+		{"a name for it is not either", strings.Replace(server.URL, "127.0.0.1", "localhost", 1) + "/keys", nil, "not a public address"},
+		{"three redirects", server.URL + "/hop/3", local, ""},
+		{"four redirects", server.URL + "/hop/4", local, "more than 3 redirects"},
+		{"redirect to an address that is not allowed", server.URL + "/away", local, "127.0.0.2, which is not a public"},
+		{"redirect to another scheme", server.URL + "/ftp", local, `scheme "ftp"`},
+		{"redirect out of https", server.URL + "/plain", local, `scheme "http"`},
+		{"a certificate of nobody known", server.URL + "/keys", local, "certificate"},
+		{"too large", server.URL + "/large", local, "more than 1048576 bytes"},
+		{"no key set", server.URL + "/text", local, "not JSON"},
+		{"user name", "https://user:canary@issuer.test/", nil, "user name"},
+		{"no host", "https:///keys", nil, "no host"},
+		{"no URI", "https://[canary", nil, "not a URI"},
+		{"file", "file:///etc/passwd", nil, `scheme "file"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			k := newKeyRing(c.rules, nil)
+			k := newKeyRing(fetchRules{Allowed: c.allowed}, nil)
 			defer k.close()
+			if c.want != "certificate" {
+				k.client.Transport.(*http.Transport).TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig
+			}
 			set, err := k.fetch(t.Context(), c.uri, 5*time.Second)
 			if c.want == "" {
 				if err != nil || set.Len() != 1 {

@@ -198,6 +198,22 @@ func TestTightestLimit(t *testing.T) {
 	}
 }
 
+// TestRefusingLimitIsShown though another has less left: what refused is what the caller is told.
+func TestRefusingLimitIsShown(t *testing.T) {
+	shown := func(c *resilience.RateLimitConfig) { c.Headers = true }
+	three := func(c *resilience.RateLimitConfig) { // at a time, of five
+		c.Headers, c.Bucket = true, nil
+		c.Descriptors = []resilience.LimitDescriptor{{Entries: []resilience.LimitEntry{{Key: "generic_key", Value: "x"}}, Bucket: *bucketOf(5)}}
+		c.Actions = []resilience.LimitActions{{Actions: []resilience.LimitAction{{Kind: resilience.LimitGenericKey, Value: "x"}}, Hits: 3}}
+	}
+	chain := limitedBy(limitOf(t, "a", 2, shown), limitOf(t, "b", 0, three))
+	l := carryLimits(nil, &snapshot.Inbound{Plain: chain}, limitTime)
+	l.check(chain, limitView("/", "", ""), limitTime, 0)
+	if v := l.check(chain, limitView("/", "", ""), limitTime, 0); v.refused != chain.RateLimits[1] || v.response[0].Value != "5" || v.response[1].Value != "2" {
+		t.Errorf("refused %v, response %v", v.refused, v.response)
+	}
+}
+
 // TestFloodOfKeys: whoever sends ever new values gets no more than a limited
 // number of tokens, takes no memory, and gives nobody else tokens back.
 func TestFloodOfKeys(t *testing.T) {

@@ -200,9 +200,10 @@ func (c *credential) watch(another func()) {
 	}
 }
 
-// current returns what is in force. The error is a *NotReadyError.
-func (c *credential) current(listener string) (*source.Material, error) {
-	if m := c.material.Load(); m != nil {
+// current returns what is in force. The error is a *NotReadyError. A source may
+// say nothing when its certificate ends.
+func (c *credential) current(listener string, now time.Time) (*source.Material, error) {
+	if m := c.material.Load(); m != nil && (m.NotAfter.IsZero() || now.Before(m.NotAfter)) {
 		return m, nil
 	}
 	err := c.err
@@ -221,7 +222,7 @@ func (c *credential) current(listener string) (*source.Material, error) {
 // has just started must not turn away whom it would take a moment later. One that has
 // expired or was withdrawn is not waited for.
 func (c *credential) await(ctx context.Context, listener string, limit time.Duration) (*source.Material, error) {
-	m, err := c.current(listener)
+	m, err := c.current(listener, time.Now())
 	if err == nil || c.source == nil {
 		return m, err
 	}
@@ -230,7 +231,7 @@ func (c *credential) await(ctx context.Context, listener string, limit time.Dura
 	for {
 		// The channel first: a change after this line closes it.
 		changed := c.source.Changed()
-		m, err := c.current(listener)
+		m, err := c.current(listener, time.Now())
 		var missing *source.NotReadyError
 		if err == nil || !errors.As(err, &missing) || !missing.Expired.IsZero() || missing.Revoked {
 			return m, err

@@ -65,7 +65,7 @@ func (c *Conn) refused() bool {
 	case l.tls == nil:
 		return false // it counts as plaintext from here on
 	}
-	_, err := c.verified(l.tls, time.Now())
+	_, err := c.verified(l, time.Now())
 	var verify *identity.VerifyError
 	return errors.As(err, &verify)
 }
