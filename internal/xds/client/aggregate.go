@@ -33,8 +33,8 @@ func isRoot(u user) bool {
 }
 
 func isAggregate(r *resource) bool {
-	base, ok := r.value.(*snapshot.Cluster)
-	return ok && base.Discovery == snapshot.Aggregate
+	base, _ := r.value.(*snapshot.Cluster)
+	return made(base)
 }
 
 // resolveAggregate builds an aggregate when all its leaves are built, or known
@@ -52,7 +52,7 @@ func (c *Client) resolveAggregate(n *cluster, base *snapshot.Cluster) {
 	}
 	next, ready, err := c.expand(n, base)
 	c.awaitUnder(n, next)
-	if wasLeaf := n.built != nil && n.built.Discovery != snapshot.Aggregate; ready && (n.below == 0 || !wasLeaf) {
+	if wasLeaf := n.built != nil && !made(n.built); ready && (n.below == 0 || !wasLeaf) {
 		c.build(n, base, noEndpoints, err)
 	}
 }
@@ -82,7 +82,7 @@ func (c *Client) expand(n *cluster, base *snapshot.Cluster) (next members, ready
 				walk(m.resource.value.(*snapshot.Cluster).Underlying, depth+1)
 			default:
 				next.leaves = append(next.leaves, m)
-				ready = ready && m.built != nil && m.built.Discovery != snapshot.Aggregate
+				ready = ready && m.built != nil && !made(m.built)
 			}
 		}
 	}
@@ -146,7 +146,7 @@ func (c *Client) unroot(n *cluster) {
 	c.rise(under)
 	c.leaveMembers(n, under)
 	c.leaveMembers(n, next)
-	if n.built != nil && n.built.Discovery == snapshot.Aggregate {
+	if made(n.built) {
 		n.built, n.base, n.set = nil, nil, nil
 	}
 	if isAggregate(n.resource) {

@@ -138,6 +138,14 @@ func TestLeafBecomesAggregate(t *testing.T) {
 		e.want("a:80", "x=c1+c2 c2=2")
 		e.set(rdsOf("r-a", "a:80", "x"))
 		e.want("a:80", "x=c1+c2")
+		// It thinks better of it before it was one.
+		e.set(cdsOf("c2", "e2"))
+		e.want("a:80", "x=c1+c2")
+		if got := e.wants(clusters); !slices.Equal(got, []string{"c1", "c2", "x"}) {
+			e.Errorf("asks for clusters %v", got)
+		}
+		e.set(aggregateOf("c2", "c4"))
+		e.want("a:80", "x=c1+c2")
 		e.set(aggregateOf("x", "c1"))
 		e.want("a:80", "x=c1")
 		if got := e.wants(endpoints); !slices.Equal(got, []string{"e1"}) {

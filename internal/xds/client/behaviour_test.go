@@ -14,22 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// TestUnreachableAtStart: nothing cached and no server. A host waits for
-
-// ReadyWait, then fails; a server that comes up is found within seconds.
-
-// TestUnreachableFailsAtOnce: with a negative ReadyWait, as gRPC does.
-
-// TestServerLost: all cached. Nothing changes until it is back, then changes are taken within seconds of its return.
-
-// TestStreamEndsAfterResponse: no error; a new stream at once, with names, last versions and no nonce.
-
-// TestStreamBackoff: streams that end without a response back off, 1 s x 1.6 to 120 s, with 20 % jitter.
-
 // TestNeverSent: a resource that the server is silent about does not exist
-
 // 15 s after it was asked for, counted anew on a new stream, and is used when it comes later.
-
 func TestNeverSent(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.put(service("b", 2)...)
@@ -71,7 +57,6 @@ func TestNeverSent(t *testing.T) {
 }
 
 // TestBadNoneCached: NACK; only that host fails, at once.
-
 func TestBadNoneCached(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -99,7 +84,6 @@ func TestBadNoneCached(t *testing.T) {
 }
 
 // TestBadCached: NACK with nonce, error and last accepted version; the old one stays, and the same text is logged once.
-
 func TestBadCached(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -135,7 +119,6 @@ func TestBadCached(t *testing.T) {
 }
 
 // TestGoodBesideBad: one response with both: the good is used and the response refused.
-
 func TestGoodBesideBad(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.put(service("b", 1)...)
@@ -153,7 +136,6 @@ func TestGoodBesideBad(t *testing.T) {
 }
 
 // TestUnknownType: a response of a type that was never asked for is neither accepted nor refused.
-
 func TestUnknownType(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -163,13 +145,15 @@ func TestUnknownType(t *testing.T) {
 		if len(e.requests) != 0 {
 			e.Errorf("requests %v", e.requests)
 		}
+		for range window {
+			e.raw(&discovery.DiscoveryResponse{TypeUrl: unknown, VersionInfo: "1"}, &discovery.DeltaDiscoveryResponse{TypeUrl: unknown})
+		}
 		e.set(edsOf("e-a", 2)) // the stream works on
 		e.want("a:80", "c-a=2")
 	})
 }
 
 // TestUndecodable: broken bytes and a panicking decoder are refused, and lose nothing.
-
 func TestUndecodable(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -201,7 +185,6 @@ func TestUndecodable(t *testing.T) {
 }
 
 // TestDeleted: the server deletes a listener or a cluster. The last one stays in force.
-
 func TestDeleted(t *testing.T) {
 	for _, k := range []kind{listeners, clusters} {
 		t.Run(k.String(), func(t *testing.T) {
@@ -232,7 +215,6 @@ func TestDeleted(t *testing.T) {
 }
 
 // TestDeletedForGood: with fail_on_data_errors the deletion takes effect.
-
 func TestDeletedForGood(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.config.Servers[0].Features.FailOnDataErrors = true
@@ -252,7 +234,6 @@ func TestDeletedForGood(t *testing.T) {
 }
 
 // TestBadWithFailOnDataErrors: a refused update drops what was cached.
-
 func TestBadWithFailOnDataErrors(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.config.Servers[0].Features.FailOnDataErrors = true
@@ -267,7 +248,6 @@ func TestBadWithFailOnDataErrors(t *testing.T) {
 }
 
 // TestLeftOutOfResponse: routes and endpoints that a state-of-the-world response does not hold are kept.
-
 func TestLeftOutOfResponse(t *testing.T) {
 	in(t, 1, true, func(e *env) {
 		e.put(service("b", 1)...)
@@ -282,24 +262,7 @@ func TestLeftOutOfResponse(t *testing.T) {
 	})
 }
 
-// TestMissingCluster: new routes name a cluster that does not come: the old
-
-// routes stay whole for 15 s, with fresh endpoints, then the new ones are in force and only that cluster fails.
-
-// TestMissingClusterThenBack: routes that go back to what they were while a cluster is awaited lose nothing.
-
-// TestMissingEndpoints: a cluster that moves to endpoints that do not come keeps the old for 15 s.
-
-// TestMissingRoutes: the listener names routes that do not come: the old stay for 15 s, then the host fails.
-
-// TestBadNewRoutes: the listener names routes that are refused: what works stays in force.
-
-// TestNotAnAPIListener: a listener without routes, and routes without a virtual host for the authority, drop the configuration.
-
-// TestBadEndpoints: a cluster whose endpoints are refused or never come is there, with none and the reason.
-
 // TestAbsentAtOnce: a name that the server says it does not know is absent without a wait.
-
 func TestAbsentAtOnce(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.start()
@@ -350,16 +313,29 @@ func TestCrossing(t *testing.T) {
 	})
 }
 
-// TestFallback: primary down and a resource missing: the next server is used
-
-// at once, and left when the primary answers again.
-
-// TestNoFallback: primary down, nothing missing: the next server is not used until something is.
-
-// TestAllServersFail: a host fails only when no server is left.
+// TestCrossingEndsWithItsStream: the short wait for a response that crossed is over
+// with the stream; on the next one the whole time is given.
+func TestCrossingEndsWithItsStream(t *testing.T) {
+	in(t, 1, true, func(e *env) {
+		e.config.Servers[0].Features.ResourceTimerIsTransientError = true
+		e.up()
+		e.silent["b:80"] = true
+		e.client.Subscribe("b:80")
+		synctest.Wait()
+		e.set(ldsOf("a:80", "r-a")) // without b
+		e.want("b:80", "-")
+		e.deaf = true
+		e.breakStreams(nil)
+		time.Sleep(transientTimeout)
+		e.want("b:80", "-")
+		time.Sleep(reconnectJitter)
+		if s := e.state(listeners, "b:80"); s.State != TimedOut {
+			e.Errorf("status %+v", s)
+		}
+	})
+}
 
 // TestReportedErrors: errors that the server sends in place of a resource.
-
 func TestReportedErrors(t *testing.T) {
 	for _, tc := range []struct {
 		code          codes.Code
@@ -401,7 +377,6 @@ func TestReportedErrors(t *testing.T) {
 }
 
 // TestTransientTimer: with resource_timer_is_transient_error a resource that does not come in 30 s is an error, not absent.
-
 func TestTransientTimer(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.config.Servers[0].Features.ResourceTimerIsTransientError = true
@@ -420,12 +395,7 @@ func TestTransientTimer(t *testing.T) {
 	})
 }
 
-// TestSharedCluster: a second host that needs what the first has is published without waiting for the server,
-
-// also when the resource in force is not the last that was sent.
-
 // TestNackLoop: a server that sends what was refused again and again is slowed down.
-
 func TestNackLoop(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -444,15 +414,17 @@ func TestNackLoop(t *testing.T) {
 		}
 		e.set(edsOf("e-a", 3))
 		e.want("a:80", "c-a=3")
+		n := len(e.replies(endpoints))
+		e.set(bad)
+		synctest.Wait()
+		if rp := e.replies(endpoints); len(rp) != n+1 || rp[n].detail == nil {
+			e.Errorf("a refusal after a good one is held back: %v", rp[n:])
+		}
 	})
 }
 
-// TestUnimplemented: a server that knows neither protocol is asked for both, again and again, with backoff.
-
 // TestWrapped: resources in their envelope, as a server may send them in state
-
 // of the world, and heartbeats, which hold no resource.
-
 func TestWrapped(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -483,12 +455,7 @@ func TestWrapped(t *testing.T) {
 	})
 }
 
-// TestHalfOpen: a connection on which nothing arrives any more is noticed by
-
-// keepalive while nothing is being sent, and made again.
-
 // TestRefusedThenLeftOut: a resource that was only ever refused and is then left out does not exist.
-
 func TestRefusedThenLeftOut(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.put(spoil(ldsOf("b:80", "r-b"), "listener"))
@@ -500,8 +467,6 @@ func TestRefusedThenLeftOut(t *testing.T) {
 		e.want("b:80", "absent")
 	})
 }
-
-// TestTarget: names are looked up for each connection, targets with a scheme are left alone.
 
 // TestNameMismatch: a resource sent under a name that is not its own is refused.
 func TestNameMismatch(t *testing.T) {
@@ -520,19 +485,56 @@ func TestNameMismatch(t *testing.T) {
 // TestDeletedIsAskedForWhole: the version of what the server deleted is not
 // reported on a new stream, or the same version would not be sent when it is back.
 func TestDeletedIsAskedForWhole(t *testing.T) {
-	in(t, 1, false, func(e *env) {
+	both(t, 1, func(e *env) {
 		e.up()
 		e.remove(clusters, "c-a")
+		e.set(cdsOf("unasked", "x")) // a response without it, in state of the world
 		synctest.Wait()
+		if !e.state(clusters, "c-a").Deleted {
+			e.Fatal("the client has not heard of it")
+		}
 		e.forget()
 		e.breakStreams(nil)
 		time.Sleep(reconnectJitter)
 		synctest.Wait()
 		for _, r := range e.requests[:4] {
-			d := r.(*discovery.DeltaDiscoveryRequest)
-			if k, _ := kindOf(d.TypeUrl); (k == clusters) != (len(d.InitialResourceVersions) == 0) {
-				e.Errorf("request %v", d)
+			var whole bool
+			var url string
+			switch r := r.(type) {
+			case *discovery.DeltaDiscoveryRequest:
+				whole, url = len(r.InitialResourceVersions) == 0, r.TypeUrl
+			case *discovery.DiscoveryRequest:
+				whole, url = r.VersionInfo == "", r.TypeUrl
 			}
+			if k, _ := kindOf(url); (k == clusters) != whole {
+				e.Errorf("request %v", r)
+			}
+		}
+	})
+}
+
+// TestHeldRefusal: a refusal that is held back goes with the next names that are
+// asked for: without it they would be taken for an answer to the response.
+func TestHeldRefusal(t *testing.T) {
+	both(t, 1, func(e *env) {
+		e.put(service("b", 2)...)
+		e.up()
+		for i := 1; i <= 6; i++ {
+			for len(e.replies(endpoints)) != i-1 {
+				time.Sleep(10 * time.Millisecond)
+				synctest.Wait()
+			}
+			e.set(spoil(edsOf("e-a", 2), "endpoints"))
+			synctest.Wait()
+		}
+		if n := len(e.replies(endpoints)); n != 5 {
+			e.Fatalf("%d refusals, want the sixth to be held back", n)
+		}
+		e.client.Subscribe("b:80")
+		e.want("b:80", "c-b=2")
+		rp := e.replies(endpoints)
+		if len(rp) < 6 || !strings.Contains(rp[5].detail.GetMessage(), "bad endpoints") {
+			e.Errorf("replies %v", rp)
 		}
 	})
 }

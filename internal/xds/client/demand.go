@@ -137,7 +137,7 @@ func (c *Client) publishDemands(all map[string]*snapshot.Cluster) {
 		}
 	}
 	for name, d := range c.demands {
-		if d.err != nil && all[name] == nil {
+		if d.err != nil {
 			all[name] = &snapshot.Cluster{Name: name, Endpoints: noEndpoints, Err: d.err, Used: d.cluster.used}
 		}
 	}

@@ -113,3 +113,72 @@ func TestSubscribeClusterOutOfReach(t *testing.T) {
 		}
 	})
 }
+
+// A cluster that nobody asks for any more is gone, its error too.
+func TestSubscribedClusterOutOfReachEnds(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.open()
+		e.client.SubscribeCluster("c1")
+		time.Sleep(DefaultReadyWait + time.Second)
+		if c := e.snap().Clusters["c1"]; c == nil || c.Err == nil {
+			e.Fatalf("%+v", c)
+		}
+		time.Sleep(2 * DefaultIdleTimeout)
+		if c := e.snap().Clusters["c1"]; c != nil {
+			e.Errorf("%+v", c)
+		}
+	})
+}
+
+// Asking again counts as a use, and the one unused for longest makes room.
+func TestSubscribedClusterMakesRoom(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.up()
+		for i := range maxDemands {
+			e.client.SubscribeCluster(fmt.Sprint("x", i))
+		}
+		synctest.Wait()
+		// A sweep dates the use of all but x1 later than that of x1; then none is in use.
+		time.Sleep(DefaultIdleTimeout/4 + time.Second)
+		synctest.Wait()
+		for i := range maxDemands {
+			if i != 1 {
+				e.client.SubscribeCluster(fmt.Sprint("x", i))
+			}
+		}
+		synctest.Wait()
+		time.Sleep(DefaultIdleTimeout / 4)
+		synctest.Wait()
+		e.client.SubscribeCluster("more")
+		synctest.Wait()
+		got := e.wants(clusters)
+		if !slices.Contains(got, "more") || slices.Contains(got, "x1") || len(got) != maxDemands+1 {
+			e.Errorf("%d clusters are subscribed; more %v, x1 %v", len(got), slices.Contains(got, "more"), slices.Contains(got, "x1"))
+		}
+		// All but one are in use again: that one goes.
+		for i := range maxDemands {
+			if i != 1 && i != 7 {
+				e.client.SubscribeCluster(fmt.Sprint("x", i))
+			}
+		}
+		synctest.Wait()
+		e.client.SubscribeCluster("last")
+		synctest.Wait()
+		if got := e.wants(clusters); !slices.Contains(got, "last") || slices.Contains(got, "x7") {
+			e.Errorf("last %v, x7 %v", slices.Contains(got, "last"), slices.Contains(got, "x7"))
+		}
+	})
+}
+
+// What is refused is bounded.
+func TestRefusedClustersAreBounded(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.up()
+		for i := range 2 * maxRefused {
+			e.client.SubscribeCluster(fmt.Sprintf("\xff%d", i))
+		}
+		if n := len(e.snap().Clusters); n != maxRefused+1 {
+			e.Errorf("%d clusters, want %d", n, maxRefused+1)
+		}
+	})
+}

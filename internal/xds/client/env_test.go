@@ -21,7 +21,6 @@ import (
 )
 
 // env is a client and its control planes inside a bubble of virtual time.
-
 type env struct {
 	*testing.T
 	servers []*fake
@@ -52,7 +51,6 @@ func (l *lines) count(s string) int {
 }
 
 // in runs a test in a bubble with n servers, of which none is started.
-
 func in(t *testing.T, n int, sotw bool, test func(*env)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -82,7 +80,6 @@ func in(t *testing.T, n int, sotw bool, test func(*env)) {
 }
 
 // both runs a test against a server that knows delta and one that does not.
-
 func both(t *testing.T, n int, test func(*env)) {
 	t.Run("delta", func(t *testing.T) { in(t, n, false, test) })
 	t.Run("sotw", func(t *testing.T) { in(t, n, true, test) })
@@ -116,7 +113,6 @@ func (e *env) open(change ...func(*Options)) {
 }
 
 // snap is the last snapshot once everything has come to rest.
-
 func (e *env) snap() *snapshot.Snapshot {
 	synctest.Wait()
 	e.smu.Lock()
@@ -133,7 +129,6 @@ func (e *env) snap() *snapshot.Snapshot {
 }
 
 // consistent fails if a host or an aggregate names a cluster that the snapshot lacks.
-
 func consistent(t *testing.T, s *snapshot.Snapshot) {
 	t.Helper()
 	for name, h := range s.Hosts {
@@ -166,7 +161,6 @@ func consistent(t *testing.T, s *snapshot.Snapshot) {
 }
 
 // show describes a host: "absent", "error: ...", "-" or its clusters with their endpoints' ports.
-
 func (e *env) show(name string) string { return e.describe(e.snap(), name) }
 
 func (*env) describe(s *snapshot.Snapshot, name string) string {
@@ -219,10 +213,7 @@ func (e *env) state(k kind, name string) ResourceStatus {
 	return ResourceStatus{}
 }
 
-// service is a host with one cluster and one endpoint.
-
 // up starts the first server with host a and a client that has it.
-
 func (e *env) up(change ...func(*Options)) {
 	e.Helper()
 	e.put(service("a", 1)...)

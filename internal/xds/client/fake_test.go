@@ -21,14 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// spoil makes a resource that the decoders refuse, with the reason in the text.
-
-// plain decodes just what the tests put in; its failures are theirs to choose.
-
 // fake is a control plane that holds resources and follows the protocol, and
-
 // can be told to depart from it.
-
 type fake struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
@@ -85,7 +79,6 @@ func (f *fake) start() {
 }
 
 // stop breaks all connections; new ones are refused until start.
-
 func (f *fake) stop() {
 	f.mu.Lock()
 	g := f.grpc
@@ -115,7 +108,6 @@ func (f *fake) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // freezable is a connection that can be made half-open: it stays, and nothing arrives.
-
 type freezable struct {
 	net.Conn
 	frozen, closed chan struct{}
@@ -148,7 +140,6 @@ func (c *freezable) Close() error {
 }
 
 // freeze makes the connections that are open now half-open.
-
 func (f *fake) freeze() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -159,7 +150,6 @@ func (f *fake) freeze() {
 }
 
 // put stores resources without telling anybody.
-
 func (f *fake) put(ms ...proto.Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -177,7 +167,6 @@ func (f *fake) put(ms ...proto.Message) {
 }
 
 // set stores resources and sends them to those who asked.
-
 func (f *fake) set(ms ...proto.Message) {
 	f.put(ms...)
 	f.push()
@@ -204,7 +193,6 @@ func (f *fake) push() {
 }
 
 // raw sends a response as it is on every stream.
-
 func (f *fake) raw(r *discovery.DiscoveryResponse, d *discovery.DeltaDiscoveryResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -216,7 +204,6 @@ func (f *fake) raw(r *discovery.DiscoveryResponse, d *discovery.DeltaDiscoveryRe
 }
 
 // breakStreams ends the streams and leaves the connections.
-
 func (f *fake) breakStreams(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -325,9 +312,7 @@ func (s *fakeStream) take(r any) {
 }
 
 // answer sends what the stream wants and was not sent; with unknown, the
-
 // absence of a name is news also in state of the world.
-
 func (s *fakeStream) answer(k kind, fresh bool) {
 	f := s.f
 	if f.deaf {
@@ -370,16 +355,13 @@ func (s *fakeStream) answer(k kind, fresh bool) {
 }
 
 // reply is what a client said to one response.
-
 type reply struct {
 	nonce, version string
 	detail         *rpcstatus.Status
 }
 
 // replies lists the ACKs and NACKs for a kind since the last call of forget.
-
 // A later request with the same nonce only changes the names.
-
 func (f *fake) replies(k kind) []reply {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -393,7 +375,6 @@ func (f *fake) forget() {
 }
 
 // wants is what the streams ask for.
-
 func (f *fake) wants(k kind) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

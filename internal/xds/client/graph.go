@@ -120,7 +120,7 @@ func (c *Client) resolveHost(h *host) {
 	if l.value == nil {
 		if !l.pending() {
 			c.hold(h, refs{})
-			c.adopt(h, &snapshot.Host{Absent: l.absent(), Err: errUnless(l.absent(), l)})
+			c.adopt(h, &snapshot.Host{Absent: l.absent(), Err: l.trouble()})
 		}
 		return
 	}
@@ -168,13 +168,6 @@ func (c *Client) resolveHost(h *host) {
 	if complete {
 		c.adopt(h, p)
 	}
-}
-
-func errUnless(absent bool, r *resource) error {
-	if absent {
-		return nil
-	}
-	return r.failure()
 }
 
 // clusterNames lists the clusters that a virtual host's routes name, those of
@@ -242,10 +235,11 @@ func (c *Client) adopt(h *host, p *snapshot.Host) {
 // show publishes p for the host unless it says what is published already.
 func (c *Client) show(h *host, p *snapshot.Host) {
 	p.Name, p.Used = h.name, h.used
-	if o := h.published; o != nil && o.Routes == p.Routes && o.VirtualHost == p.VirtualHost && o.Absent == p.Absent &&
-		o.MaxStreamDuration == p.MaxStreamDuration && o.Concurrency == p.Concurrency && o.SuppressHeaders == p.SuppressHeaders &&
-		o.RespectExpectedTimeout == p.RespectExpectedTimeout && o.CORSFirst == p.CORSFirst && sameError(o.Err, p.Err) {
-		return
+	if o := h.published; o != nil && sameError(o.Err, p.Err) {
+		old, now := *o, *p
+		if old.Err, now.Err = nil, nil; old == now {
+			return
+		}
 	}
 	h.published = p
 	c.hostsChanged = true
@@ -331,7 +325,7 @@ func (c *Client) resolveCluster(n *cluster) {
 	}
 	base := r.value.(*snapshot.Cluster)
 	defer c.tell(n, base)
-	if base.Discovery == snapshot.Aggregate {
+	if made(base) {
 		c.resolveAggregate(n, base)
 		return
 	}
@@ -386,7 +380,7 @@ func (c *Client) build(n *cluster, base *snapshot.Cluster, set *lb.Endpoints, er
 	b.Name, b.Endpoints, b.Err, b.Underlying, b.Used = n.name, set, err, leaves, n.used
 	b.Absent = base == nil && n.resource.absent()
 	// Aggregates above wait for a leaf that was an aggregate too.
-	first := n.built == nil || n.built.Discovery == snapshot.Aggregate
+	first := n.built == nil || made(n.built)
 	n.built, n.base, n.set = &b, base, set
 	if n.live > 0 {
 		c.clustersChanged = true
@@ -407,7 +401,7 @@ func (c *Client) resolveInbound(in *inbound) {
 	case r.pending():
 		return
 	default:
-		p = snapshot.Inbound{Name: r.name, Absent: r.absent(), Err: errUnless(r.absent(), r)}
+		p = snapshot.Inbound{Name: r.name, Absent: r.absent(), Err: r.trouble()}
 	}
 	if o := in.published; o != nil && r.value == nil && o.Absent == p.Absent && sameError(o.Err, p.Err) {
 		return

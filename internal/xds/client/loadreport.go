@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strconv"
@@ -59,12 +60,8 @@ func (c *Client) reportLoads(ctx context.Context, cc *grpc.ClientConn) {
 		if reported {
 			b.Reset()
 		}
-		timer := time.NewTimer(b.NextBackOff())
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx.Done(), b.NextBackOff()) {
 			return
-		case <-timer.C:
 		}
 	}
 }
@@ -137,10 +134,7 @@ func loadReport(loads []Load, since time.Duration) *loadstats.LoadStatsRequest {
 			})
 		}
 		slices.SortFunc(locality.LoadMetricStats, func(a, b *endpointv3.EndpointLoadMetricStats) int {
-			if a.MetricName < b.MetricName {
-				return -1
-			}
-			return 1
+			return cmp.Compare(a.MetricName, b.MetricName)
 		})
 		stats.UpstreamLocalityStats = []*endpointv3.UpstreamLocalityStats{locality}
 		r.ClusterStats = append(r.ClusterStats, stats)

@@ -19,6 +19,7 @@ type loadServer struct {
 	loadstats.UnimplementedLoadReportingServiceServer
 	interval time.Duration
 	unknown  bool // answers as a server that does not have the service
+	brief    bool // ends each stream after one report
 
 	mu      sync.Mutex
 	nodes   []string
@@ -50,7 +51,7 @@ func (s *loadServer) StreamLoadStats(stream loadstats.LoadReportingService_Strea
 		s.mu.Lock()
 		s.reports = append(s.reports, r)
 		s.mu.Unlock()
-		if n == 1 {
+		if n == 1 || s.brief {
 			return nil // the client comes again
 		}
 	}
@@ -131,6 +132,42 @@ func TestLoadsNobodyWants(t *testing.T) {
 		defer server.mu.Unlock()
 		if server.streams != 1 {
 			t.Errorf("asked %d times", server.streams)
+		}
+	})
+}
+
+// A server can not have the process do nothing but report.
+func TestReportIntervalIsBounded(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.loads = &loadServer{} // wants them without a pause
+		e.start()
+		var calls atomic.Uint64
+		e.open(func(o *Options) { o.Loads = func() []Load { calls.Add(1); return nil } })
+		time.Sleep(10*minReportInterval + minReportInterval/2)
+		synctest.Wait()
+		if n := calls.Load(); n != 10 {
+			t.Errorf("loads were taken %d times, want 10", n)
+		}
+	})
+}
+
+// Streams that brought a report leave no long pauses behind.
+func TestReportsGoOn(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		server := &loadServer{interval: time.Second, brief: true}
+		e.loads = server
+		e.start()
+		e.open(func(o *Options) {
+			o.Loads = func() []Load {
+				return []Load{{Cluster: InboundCluster(1), Counts: map[string]uint64{MetricMTLS: 1}}}
+			}
+		})
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		if server.streams < 100 { // a second for the report, and one for the pause, 20 % more or less
+			t.Errorf("%d streams in five minutes", server.streams)
 		}
 	})
 }

@@ -141,7 +141,7 @@ func (c *Client) follow(ctx context.Context, s *server, l *line, r *running) (*l
 			}
 			continue
 		}
-		if !r.pause(rand.N(reconnectJitter)) {
+		if !sleep(r.done, rand.N(reconnectJitter)) {
 			return l, r
 		}
 		if fresh, next := c.move(ctx, s, r); next != nil {
@@ -149,21 +149,9 @@ func (c *Client) follow(ctx context.Context, s *server, l *line, r *running) (*l
 			<-r.done
 			l.close()
 			l, r = fresh, next
-		} else if !r.pause(renewPause) {
+		} else if !sleep(r.done, renewPause) {
 			return l, r
 		}
-	}
-}
-
-// pause waits; false if the stream ends before.
-func (r *running) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-r.done:
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 
@@ -182,13 +170,26 @@ func (c *Client) move(ctx context.Context, s *server, r *running) (*line, *runni
 		return nil, nil
 	}
 	next := c.begin(ctx, s, l, r.st.sotw)
-	select {
-	case <-next.st.opened:
-		// From here on the loop takes only what the new stream brings.
-		return l, next
-	case <-next.done:
+	if !next.stands() {
 		l.close()
 		return nil, nil
+	}
+	// From here on the loop takes only what the new stream brings.
+	return l, next
+}
+
+// stands waits until the stream is open, and reports whether it ever was: then
+// the loop knows of it, also where it has ended by now.
+func (r *running) stands() bool {
+	select {
+	case <-r.st.opened:
+	case <-r.done:
+	}
+	select {
+	case <-r.st.opened:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -11,8 +12,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 )
@@ -69,8 +72,12 @@ func TestStreamMovesWithItsCertificate(t *testing.T) {
 			o.Events.Connected = func(string, string) { found.Add(1) }
 			o.Events.Disconnected = func(string, error) { lost.Add(1) }
 		})
-		_, before := e.count()
+		const before = 1
 		lostBefore := lost.Load() // a server without delta has ended one stream
+		time.Sleep(time.Minute)
+		if _, made := e.count(); made != before {
+			e.Errorf("%d streams were made before there was another certificate", made)
+		}
 		for i, serial := range []string{"2", "3"} {
 			creds.renew(serial)
 			time.Sleep(time.Second)
@@ -131,9 +138,67 @@ func TestStreamStaysUntilTheNextStands(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		e.breakStreams(nil)
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if open, _ := e.count(); open != 1 {
+			e.Errorf("%d streams are open, want one on the connection that there is", open)
+		}
 		refuse.Store(false)
 		time.Sleep(20 * time.Second)
 		e.set(edsOf("e-a", 9))
 		e.want("a:80", "c-a=9")
 	})
+}
+
+// A server that ends the next stream as soon as it stands costs no update: the
+// client must not believe that stream to be the present one.
+func TestNextStreamEndsAtOnce(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		creds := withRenewal(e)
+		for i := range 20 {
+			e.mu.Lock()
+			e.fake.fail = status.Error(codes.Unavailable, "not now")
+			e.mu.Unlock()
+			creds.renew(fmt.Sprint("next ", i))
+			time.Sleep(time.Second)
+			synctest.Wait()
+			e.mu.Lock()
+			e.fake.fail = nil
+			e.mu.Unlock()
+			time.Sleep(150 * time.Second) // the longest pause
+			e.snap().Hosts["a:80"].Used.Store(true)
+			e.set(edsOf("e-a", 100+i))
+			e.want("a:80", fmt.Sprint("c-a=", 100+i))
+		}
+	})
+}
+
+// The certificate that was presented is known also where the handshake had to wait for it.
+func TestCertificateThatComesInTheHandshake(t *testing.T) {
+	creds := &renewable{changed: make(chan struct{})}
+	own := &ownCertificate{from: creds}
+	creds.TransportCredentials = handshaking{insecure.NewCredentials(), func() { creds.renew("1") }}
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	if _, _, err := (&presentingCredentials{creds, own}).ClientHandshake(t.Context(), "", near); err != nil {
+		t.Fatal(err)
+	}
+	if _, replaced := own.replaced(); replaced || own.presented.Load() == nil {
+		t.Errorf("presented %v, replaced %v", own.presented.Load(), replaced)
+	}
+	creds.renew("2")
+	if _, replaced := own.replaced(); !replaced {
+		t.Error("another certificate is not noticed")
+	}
+}
+
+// handshaking are credentials that do something in the handshake.
+type handshaking struct {
+	credentials.TransportCredentials
+	meanwhile func()
+}
+
+func (h handshaking) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	h.meanwhile()
+	return h.TransportCredentials.ClientHandshake(ctx, authority, raw)
 }

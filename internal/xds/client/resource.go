@@ -197,6 +197,14 @@ func (r *resource) failure() error {
 	return fmt.Errorf("%v %q does not exist", r.kind, r.name)
 }
 
+// trouble is why there is no value, other than that the resource does not exist.
+func (r *resource) trouble() error {
+	if r.absent() {
+		return nil
+	}
+	return r.failure()
+}
+
 func (r *resource) stopTimer() {
 	if r.timer != nil {
 		r.timer.Stop()
@@ -282,7 +290,6 @@ func (c *Client) changed(r *resource) {
 func (c *Client) accept(r *resource, s *server, version string, a *anypb.Any) error {
 	sum := sha256.Sum256(a.GetValue())
 	if r.value != nil && sum == r.sum && a.GetTypeUrl() == typeURLs[r.kind] {
-		r.stopTimer()
 		r.version, r.server = version, s
 		r.state, r.err, r.gone, r.logged = Acked, nil, false, ""
 		return nil

@@ -87,6 +87,7 @@ func edsOf(name string, ports ...int) *endpointv3.ClusterLoadAssignment {
 	return &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{l}}
 }
 
+// spoil makes a resource that the decoders refuse, with the reason in the text.
 func spoil(m proto.Message, why string) proto.Message {
 	why = "bad " + why
 	switch m := m.(type) {
@@ -109,6 +110,7 @@ func spoiled(s string) error {
 	return nil
 }
 
+// plain decodes just what the tests put in; its failures are theirs to choose.
 var plain = decoders{
 	listener: func(a *anypb.Any) (string, *snapshot.Listener, error) {
 		m := &listenerv3.Listener{}
@@ -122,6 +124,7 @@ var plain = decoders{
 				return l.Name, nil, err
 			}
 			l.RouteName = hcm.GetRds().GetRouteConfigName()
+			l.MaxStreamDuration = hcm.GetCommonHttpProtocolOptions().GetMaxStreamDuration().AsDuration()
 		}
 		if m.StatPrefix == "panic" {
 			panic("decoder")
@@ -197,6 +200,7 @@ var plain = decoders{
 	},
 }
 
+// service is a host with one cluster and one endpoint.
 func service(name string, port int) []proto.Message {
 	return []proto.Message{
 		ldsOf(name+":80", "r-"+name), rdsOf("r-"+name, name+":80", "c-"+name), cdsOf("c-"+name, "e-"+name), edsOf("e-"+name, port),

@@ -214,18 +214,18 @@ func (c *Client) serve(ctx context.Context, s *server) {
 		default:
 			pause = b.NextBackOff()
 		}
-		if !sleep(ctx, pause) {
+		if !sleep(ctx.Done(), pause) {
 			return
 		}
 	}
 }
 
-// sleep pauses; false if the context ends before.
-func sleep(ctx context.Context, pause time.Duration) bool {
+// sleep pauses; false if end is closed before.
+func sleep(end <-chan struct{}, pause time.Duration) bool {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
-	case <-ctx.Done():
+	case <-end:
 		return false
 	case <-timer.C:
 		return true
@@ -239,9 +239,7 @@ func (c *Client) ended(st *stream, err error, answered bool) {
 		return
 	}
 	s := st.server
-	if s.stream == st {
-		s.stream = nil
-	}
+	s.stream = nil
 	c.stopTimers(st)
 	s.err = err
 	if !answered {

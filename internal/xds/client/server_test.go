@@ -10,10 +10,13 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 )
 
+// TestUnreachableAtStart: nothing cached and no server. A host waits for
+// ReadyWait, then fails; a server that comes up is found within seconds.
 func TestUnreachableAtStart(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.open()
@@ -41,6 +44,7 @@ func TestUnreachableAtStart(t *testing.T) {
 	})
 }
 
+// TestUnreachableFailsAtOnce: with a negative ReadyWait, as gRPC does.
 func TestUnreachableFailsAtOnce(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.open(func(o *Options) { o.ReadyWait = -1 })
@@ -49,6 +53,7 @@ func TestUnreachableFailsAtOnce(t *testing.T) {
 	})
 }
 
+// TestServerLost: all cached. Nothing changes until it is back, then changes are taken within seconds of its return.
 func TestServerLost(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -68,6 +73,7 @@ func TestServerLost(t *testing.T) {
 	})
 }
 
+// TestStreamEndsAfterResponse: no error; a new stream at once, with names, last versions and no nonce.
 func TestStreamEndsAfterResponse(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -109,9 +115,13 @@ func TestStreamEndsAfterResponse(t *testing.T) {
 		if e.snap() != before {
 			e.Error("the same resources led to another snapshot")
 		}
+		if n := e.log.count("error=EOF"); n != 5 {
+			e.Errorf("%d of 5 ends were logged: each comes after a response", n)
+		}
 	})
 }
 
+// TestStreamBackoff: streams that end without a response back off, 1 s x 1.6 to 120 s, with 20 % jitter.
 func TestStreamBackoff(t *testing.T) {
 	in(t, 1, false, func(e *env) {
 		e.fake.fail = status.Error(codes.Unavailable, "not now")
@@ -136,6 +146,8 @@ func TestStreamBackoff(t *testing.T) {
 	})
 }
 
+// TestFallback: primary down and a resource missing: the next server is used
+// at once, and left when the primary answers again.
 func TestFallback(t *testing.T) {
 	both(t, 2, func(e *env) {
 		second := e.servers[1]
@@ -167,6 +179,7 @@ func TestFallback(t *testing.T) {
 	})
 }
 
+// TestNoFallback: primary down, nothing missing: the next server is not used until something is.
 func TestNoFallback(t *testing.T) {
 	both(t, 2, func(e *env) {
 		e.servers[1].put(service("b", 2)...)
@@ -184,6 +197,76 @@ func TestNoFallback(t *testing.T) {
 	})
 }
 
+// TestAllServersFail: a host fails only when no server is left.
+// TestNoFallbackAfterResponse: a stream that ends after a response is no failure of its server, whatever is awaited.
+func TestNoFallbackAfterResponse(t *testing.T) {
+	both(t, 2, func(e *env) {
+		e.servers[1].start()
+		e.up()
+		e.silent["b:80"] = true
+		e.client.Subscribe("b:80")
+		for range 3 {
+			synctest.Wait()
+			e.breakStreams(nil)
+			time.Sleep(time.Second)
+			e.set(edsOf("e-a", 1))
+		}
+		synctest.Wait()
+		if n := e.servers[1].opened; n != 0 {
+			e.Errorf("%d streams to the fallback server", n)
+		}
+	})
+}
+
+// TestBackFromFallback: the first server sends again what the fallback server has
+// changed meanwhile, although it is what it has sent before.
+func TestBackFromFallback(t *testing.T) {
+	both(t, 2, func(e *env) {
+		second := e.servers[1]
+		second.put(service("a", 2)...)
+		second.put(service("b", 2)...)
+		second.start()
+		e.up()
+		e.stop()
+		e.client.Subscribe("b:80")
+		time.Sleep(time.Second)
+		e.want("b:80", "c-b=2")
+		e.want("a:80", "c-a=2")
+		e.start()
+		time.Sleep(connectMaxDelay*12/10 + reconnectJitter)
+		e.want("a:80", "c-a=1")
+		e.want("b:80", "c-b=2") // which the first does not have
+	})
+}
+
+// TestCrossingAtFallback: what was asked for last of one server is not what another has left out.
+func TestCrossingAtFallback(t *testing.T) {
+	in(t, 2, true, func(e *env) {
+		second := e.servers[1]
+		second.put(service("a", 2)...)
+		second.start()
+		e.open()
+		e.client.Subscribe("a:80")
+		e.want("a:80", "c-a=2")
+		second.silent["b:80"] = true
+		second.deaf = true
+		e.client.Subscribe("b:80")
+		e.want("b:80", "-")
+		e.deaf = true
+		e.start() // asked for both with its first request
+		time.Sleep(connectMaxDelay*12/10 + reconnectJitter)
+		synctest.Wait()
+		if len(e.wants(listeners)) != 2 {
+			e.Fatalf("the first server was asked for %v", e.wants(listeners))
+		}
+		second.raw(&discovery.DiscoveryResponse{TypeUrl: typeURLs[listeners], VersionInfo: "9", Resources: []*anypb.Any{pack(ldsOf("a:80", "r-a"))}}, &discovery.DeltaDiscoveryResponse{})
+		time.Sleep(crossing - time.Millisecond)
+		e.want("b:80", "-")
+		time.Sleep(2 * time.Millisecond)
+		e.want("b:80", "absent")
+	})
+}
+
 func TestAllServersFail(t *testing.T) {
 	both(t, 2, func(e *env) {
 		e.open(func(o *Options) { o.ReadyWait = -1 })
@@ -195,6 +278,7 @@ func TestAllServersFail(t *testing.T) {
 	})
 }
 
+// TestUnimplemented: a server that knows neither protocol is asked for both, again and again, with backoff.
 func TestUnimplemented(t *testing.T) {
 	in(t, 1, true, func(e *env) {
 		e.fake.fail = status.Error(codes.Unimplemented, "nothing here")
@@ -213,6 +297,8 @@ func TestUnimplemented(t *testing.T) {
 	})
 }
 
+// TestHalfOpen: a connection on which nothing arrives any more is noticed by
+// keepalive while nothing is being sent, and made again.
 func TestHalfOpen(t *testing.T) {
 	both(t, 1, func(e *env) {
 		e.up()
@@ -224,6 +310,7 @@ func TestHalfOpen(t *testing.T) {
 	})
 }
 
+// TestTarget: names are looked up for each connection, targets with a scheme are left alone.
 func TestTarget(t *testing.T) {
 	for uri, want := range map[string]string{
 		"xds.example.com:15010":        "passthrough:///xds.example.com:15010",

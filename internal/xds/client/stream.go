@@ -347,7 +347,6 @@ func (c *Client) flush() {
 		if st == nil || st.writing {
 			continue
 		}
-		st.written, st.release = nil, 0
 		var batch []proto.Message
 		for k := range kinds {
 			if st.sotw {
@@ -373,7 +372,7 @@ func (c *Client) wrote(st *stream) {
 		return
 	}
 	for _, r := range st.written {
-		if r.pending() && r.timer == nil && c.wanted(r.kind, r.name) == r {
+		if r.pending() && r.timer == nil { // purge stops it where nobody wants the resource any more
 			c.startTimer(r, st, st.timeout())
 		}
 	}

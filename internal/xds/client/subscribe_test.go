@@ -135,6 +135,48 @@ func TestMaxSubscriptions(t *testing.T) {
 	})
 }
 
+// TestIdleWhileIncomplete: a host that ends while new routes of it are being completed leaves nothing behind.
+func TestIdleWhileIncomplete(t *testing.T) {
+	both(t, 1, func(e *env) {
+		e.up(func(o *Options) { o.IdleTimeout = 4 * time.Second })
+		e.silent["c-x"] = true
+		e.set(rdsOf("r-a", "a:80", "c-a", "c-x"))
+		e.want("a:80", "c-a=1")
+		time.Sleep(7 * time.Second)
+		e.want("a:80", "-")
+		for k := range kinds {
+			if got := e.wants(k); len(got) != 0 {
+				e.Errorf("still subscribed to %v %v", k, got)
+			}
+		}
+		if n := len(e.client.clusters); n != 0 {
+			e.Errorf("%d clusters are kept", n)
+		}
+	})
+}
+
+// TestAskedForAgain: a request that asks for a host again uses it.
+func TestAskedForAgain(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.up(func(o *Options) { o.MaxSubscriptions = 8 })
+		for i := range 7 {
+			e.client.Subscribe(fmt.Sprintf("old%d:80", i))
+		}
+		synctest.Wait()
+		time.Sleep(DefaultIdleTimeout/4 + time.Second) // a sweep: none is in use
+		synctest.Wait()
+		e.client.Subscribe("a:80")
+		synctest.Wait()
+		for i := range 7 {
+			e.client.Subscribe(fmt.Sprintf("new%d:80", i))
+		}
+		e.want("a:80", "c-a=1")
+		for i := range 7 {
+			e.want(fmt.Sprintf("old%d:80", i), "-")
+		}
+	})
+}
+
 // TestHostNames: a name that can not be sent does not reach the server, and what is refused is bounded.
 func TestHostNames(t *testing.T) {
 	both(t, 1, func(e *env) {
@@ -155,6 +197,27 @@ func TestHostNames(t *testing.T) {
 		}
 		e.set(edsOf("e-a", 2))
 		e.want("a:80", "c-a=2")
+	})
+}
+
+// TestRefusedAgain: a host that is refused again is published for its whole time.
+func TestRefusedAgain(t *testing.T) {
+	in(t, 1, false, func(e *env) {
+		e.up()
+		e.client.Subscribe("\xff")
+		for i := range maxRefused {
+			e.client.Subscribe(fmt.Sprintf("\xff%d", i))
+		}
+		synctest.Wait()
+		if e.snap().Hosts["\xff"] != nil {
+			e.Fatal("it has not made room")
+		}
+		time.Sleep(refusedFor - time.Second)
+		e.client.Subscribe("\xff")
+		time.Sleep(2 * time.Second)
+		e.want("\xff", "error")
+		time.Sleep(refusedFor)
+		e.want("\xff", "-")
 	})
 }
 
@@ -215,6 +278,30 @@ func TestInbound(t *testing.T) {
 		show("\xff", "error")
 		time.Sleep(3 * DefaultIdleTimeout)
 		show(addr, "INBOUND")
+	})
+}
+
+// TestInboundDeletedForGood: with fail_on_data_errors the deletion of an inbound listener takes effect.
+func TestInboundDeletedForGood(t *testing.T) {
+	both(t, 1, func(e *env) {
+		e.config.Servers[0].Features.FailOnDataErrors = true
+		const addr = "10.0.0.1:80"
+		l := ldsOf("in/"+addr, "")
+		e.put(l)
+		e.up()
+		e.client.SubscribeInbound(addr)
+		if in := e.snap().Inbound[addr]; in == nil || in.Absent || in.Err != nil {
+			e.Fatalf("inbound %+v", in)
+		}
+		e.remove(listeners, "in/"+addr)
+		e.set(ldsOf("a:80", "r-a"))
+		if in := e.snap().Inbound[addr]; !in.Absent || in.Service != "" {
+			e.Errorf("inbound %+v is in force although it was deleted", in)
+		}
+		e.set(l)
+		if in := e.snap().Inbound[addr]; in.Absent || in.Err != nil {
+			e.Errorf("inbound %+v", in)
+		}
 	})
 }
 
@@ -389,6 +476,12 @@ func TestNew(t *testing.T) {
 		{"authority with servers", "authority", func(o *Options) {
 			o.Bootstrap.ListenerTemplate = "xdstp://other/envoy.config.listener.v3.Listener/%s"
 			o.Bootstrap.Authorities = map[string]bootstrap.Authority{"other": {Servers: []bootstrap.Server{{URI: "passthrough:///y"}}}}
+		}},
+		{"authority with some of the servers", "authority", func(o *Options) {
+			o.Bootstrap.ListenerTemplate = "xdstp://other/envoy.config.listener.v3.Listener/%s"
+			one := o.Bootstrap.Servers
+			o.Bootstrap.Authorities = map[string]bootstrap.Authority{"other": {Servers: one}}
+			o.Bootstrap.Servers = append(one, bootstrap.Server{URI: "passthrough:///y", ChannelCreds: one[0].ChannelCreds})
 		}},
 	} {
 		o := good()
