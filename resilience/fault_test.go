@@ -72,6 +72,12 @@ func TestFaultFractions(t *testing.T) {
 			t.Errorf("draws %d, %d: %+v, want %+v", c.delay, c.abort, got, c.want)
 		}
 	}
+	// What a request asks for lowers the share, in the policy's own denominator: of 100 where that says none.
+	byHeader := resilience.Fault{Abort: &resilience.FaultAbort{GRPC: -1, FromHeader: true, Fraction: always}}
+	asks := lowerRequest(map[string]string{"x-envoy-fault-abort-request": "503", "x-envoy-fault-abort-request-percentage": "50"})
+	if below, above := byHeader.Decide(asks, 0, 499_999), byHeader.Decide(asks, 0, 500_000); below.HTTP != 503 || above != resilience.NoFault {
+		t.Errorf("of 50 per cent: %+v and %+v", below, above)
+	}
 	f.Delay.Fraction, f.Abort.Fraction = routing.Fraction{}, always
 	if got := f.Decide(r, 0, 999_999); got.Delay != 0 || got.HTTP != 503 {
 		t.Errorf("none delayed, all aborted: %+v", got)

@@ -199,6 +199,9 @@ func (s *HeaderChange) value(h map[string][]string, form HeaderForm, v *Values) 
 	case RemoveHeader:
 		return "", false
 	}
+	if c := s.shared; c != nil && c[0] != "" {
+		return c[0], true
+	}
 	value := s.Value.string(v)
 	if value == "" {
 		return "", s.KeepEmpty
@@ -213,10 +216,12 @@ func trimValue(s string) string { return strings.Trim(s, " \t") }
 // put sets the header; value is its slice of one, which it may keep.
 func (s *HeaderChange) put(h map[string][]string, form HeaderForm, value []string) {
 	key := s.Name.key(form)
-	if there := h[key]; !s.overwrites() && len(there) > 0 {
-		// A new slice: the old one may be shared with the request as it was.
-		h[key] = append(there[:len(there):len(there)], value[0])
-		return
+	if !s.overwrites() {
+		if there := h[key]; len(there) > 0 {
+			// A new slice: the old one may be shared with the request as it was.
+			h[key] = append(there[:len(there):len(there)], value[0])
+			return
+		}
 	}
 	h[key] = value
 }

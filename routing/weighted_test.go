@@ -65,6 +65,31 @@ func TestChooseEnumerated(t *testing.T) {
 	}
 }
 
+// TestChooseSeeded: 100,000 seeded draws agree with the weights, to four standard deviations.
+func TestChooseSeeded(t *testing.T) {
+	const n = 100_000
+	for _, weights := range [][]uint32{{90, 10}, {1, 0, 99}, {0, 0, 7, 0}, {3, 1, 4, 1, 5, 9, 2, 6}, {math.MaxUint32 - 2, 1, 1}} {
+		w, err := NewWeighted(weightsOf(weights...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		random := rand.New(rand.NewPCG(17, 4))
+		counts, sum := make([]int, len(weights)), 0.0
+		for range n {
+			counts[w.Choose(random.Uint64())]++
+		}
+		for _, weight := range weights {
+			sum += float64(weight)
+		}
+		for i, weight := range weights {
+			share := float64(weight) / sum
+			if off := math.Abs(float64(counts[i]) - n*share); off > 4*math.Sqrt(n*share*(1-share)) || weight == 0 && counts[i] != 0 {
+				t.Errorf("%v: %d has %d of %d", weights, i, counts[i], n)
+			}
+		}
+	}
+}
+
 func TestChooseLargeWeights(t *testing.T) {
 	w, err := NewWeighted(weightsOf(math.MaxUint32-1, 1))
 	if err != nil {

@@ -20,7 +20,6 @@ import (
 
 	"github.com/sinew-mesh/sinew/internal/envoy"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
-	"github.com/sinew-mesh/sinew/internal/xds/compile"
 )
 
 const (
@@ -49,7 +48,7 @@ func TestChoosesAsEnvoy(t *testing.T) {
 		}
 		clusters = append(clusters, c)
 		bootstrap.StaticResources.Clusters = append(bootstrap.StaticResources.Clusters, forEnvoy(c))
-		_, cc, err := compile.Cluster(packed(c))
+		_, cc, err := forMesh(c)
 		if err != nil {
 			t.Errorf("Envoy takes the cluster, the mesh refuses it: %v\n%s", err, packedJSON(c))
 		}

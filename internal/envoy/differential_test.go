@@ -66,7 +66,7 @@ func TestAgreesWithEnvoy(t *testing.T) {
 
 	compiled := make(map[string]*snapshot.Cluster)
 	for _, c := range clusters {
-		name, cc, err := compile.Cluster(packed(c))
+		name, cc, err := forMesh(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -430,6 +430,35 @@ var cookieEach = rule{
 	},
 }
 
+// cookieOfMany is a cookie that requests without one get by their connection.
+var cookieOfMany = rule{
+	name: "A cookie for each request that brings none",
+	applies: func(_ *routev3.RouteConfiguration, r *request, mine, real observation) bool {
+		alike := mine
+		alike.Sticks = real.Sticks
+		return real.Sticks == "same endpoint, issued again" && mine.Sticks == "another endpoint, issued again" && compare(r, alike, real) == ""
+	},
+	rare: true,
+}
+
+// originalHost is the authority as it was before it was rewritten to the endpoint's name.
+var originalHost = rule{
+	name: "The original host of a further attempt",
+	applies: func(rc *routev3.RouteConfiguration, r *request, mine, real observation) bool {
+		const name = "x-envoy-original-host"
+		if real.Attempts < 2 || mine.Seen == nil || real.Seen == nil || !reflect.DeepEqual(mine.Seen.Header[name], []string{r.authority}) {
+			return false
+		}
+		alike := real
+		s := *real.Seen
+		s.Header = maps.Clone(s.Header)
+		s.Header[name] = mine.Seen.Header[name]
+		alike.Seen = &s
+		return compare(r, mine, alike) == ""
+	},
+	rare: true,
+}
+
 // rules are the kinds of differences, each as narrow as it can be said.
 var rules = []rule{
 	{name: "A lone `?` at the end of the path", applies: func(_ *routev3.RouteConfiguration, r *request, _, _ observation) bool {
@@ -441,6 +470,8 @@ var rules = []rule{
 		return repeats && strings.Contains(script, "reset") && mine.Attempts >= real.Attempts
 	}},
 	cookieEach,
+	cookieOfMany,
+	originalHost,
 	faultOK,
 	{name: "A rewritten path without a slash at its beginning", applies: func(rc *routev3.RouteConfiguration, r *request, mine, real observation) bool {
 		return refusedByUpstream(r, real) && mine.Attempts > 0

@@ -3,7 +3,6 @@
 package envoy
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,12 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/sinew-mesh/sinew/internal/journal"
 )
 
 // Binary returns the path of Envoy: $ENVOY_BIN, or "envoy" on the PATH. It skips
@@ -67,7 +67,7 @@ func Start(t testing.TB, bootstrap *bootstrapv3.Bootstrap) *Process {
 	}
 	cmd := exec.Command(binary, "-c", config, "--concurrency", "1", "--disable-hot-restart",
 		"--admin-address-path", adminFile, "-l", "error")
-	output := new(lockedBuffer)
+	output := new(journal.Journal)
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -151,22 +151,4 @@ func (p *Process) get(path string) ([]byte, error) {
 		err = fmt.Errorf("%s: %s", path, resp.Status)
 	}
 	return b, err
-}
-
-// lockedBuffer is a buffer that a process may write to while it is read.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -13,6 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/internal/xds/compile"
 )
 
 // The names of the clusters. Each of the single ones has one endpoint; the
@@ -43,6 +46,21 @@ func forEnvoy(c *clusterv3.Cluster) *clusterv3.Cluster {
 	c = proto.Clone(c).(*clusterv3.Cluster)
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
 	return c
+}
+
+// forMesh compiles the cluster with the addresses as they are: the names are hashed all the same.
+func forMesh(c *clusterv3.Cluster) (string, *snapshot.Cluster, error) {
+	byName := c.GetCommonLbConfig().GetConsistentHashingLbConfig()
+	if !byName.GetUseHostnameForHashing() {
+		return compile.Cluster(packed(c))
+	}
+	c = proto.Clone(c).(*clusterv3.Cluster)
+	c.CommonLbConfig.ConsistentHashingLbConfig.UseHostnameForHashing = false
+	name, out, err := compile.Cluster(packed(c))
+	if err == nil {
+		out.LB.Ring.Options.UseHostname, out.LB.Table.Options.UseHostname = true, true
+	}
+	return name, out, err
 }
 
 // listener opens ports for endpoints; see upstream.listen.

@@ -29,7 +29,6 @@ import (
 
 	"github.com/sinew-mesh/sinew/internal/envoy"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
-	"github.com/sinew-mesh/sinew/internal/xds/compile"
 	"github.com/sinew-mesh/sinew/transport/meshgrpc"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
@@ -61,7 +60,7 @@ func TestCallsAgreeWithEnvoy(t *testing.T) {
 			}},
 		})}
 		bootstrap.StaticResources.Clusters = append(bootstrap.StaticResources.Clusters, forEnvoy(c))
-		name, cc, err := compile.Cluster(packed(c))
+		name, cc, err := forMesh(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,14 +128,11 @@ func codeIs(o observation, code codes.Code) bool {
 
 var callRules = []rule{
 	{name: cookieEach.name, applies: cookieEach.applies, rare: true},
+	cookieOfMany,
+	originalHost,
 	{name: faultOK.name, applies: func(_ *routev3.RouteConfiguration, _ *request, mine, real observation) bool {
 		return mine.Attempts == 0 && real.Attempts == 0 && codeIs(mine, codes.Unknown) && codeIs(real, codes.Internal)
 	}, rare: true},
-	{name: "A copy of a call that finds no endpoint", applies: func(_ *routev3.RouteConfiguration, r *request, mine, real observation) bool {
-		alike := mine
-		alike.Copies = nil
-		return mine.Attempts == 0 && real.Attempts == 0 && len(real.Copies) == 0 && len(mine.Copies) > 0 && compare(r, alike, real) == ""
-	}},
 	{name: "A call that no route takes", applies: func(_ *routev3.RouteConfiguration, _ *request, mine, real observation) bool {
 		return mine.Seen == nil && real.Seen == nil && mine.Attempts == 0 && real.Attempts == 0 &&
 			codeIs(mine, codes.Unavailable) && codeIs(real, codes.Unimplemented)

@@ -144,6 +144,7 @@ func TestZoneAware(t *testing.T) {
 		{"fewer", all, []int{2, 6}, []float64{.5, .5}},
 		// Shares .2, .5, .3 of callers of 1/3 each: .6 stay, and only the second has room.
 		{"only to those with room", all, []int{4, 10, 6}, []float64{.6, .4, 0}},
+		{"only to those with room, after one without", all, []int{4, 6, 10}, []float64{.6, 0, .4}},
 		{"too few endpoints", all, []int{1, 4}, []float64{.2, .8}},
 		{"none in our zone", all, []int{0, 3, 3}, []float64{0, .5, .5}},
 		{"for none", ZoneAware{Enabled: 0}, []int{3, 3}, []float64{.5, .5}},
@@ -225,6 +226,7 @@ func TestFullScan(t *testing.T) {
 	eps, _ := endpoints(1, 1, 1, 1)
 	p := NewPicker(Policy{FullScan: true}, eps)
 	fourDeviations(t, "least of all", picks(p, loads{3, 1, 2, 1}, time.Time{}), seeded, []float64{0, .5, 0, .5})
+	fourDeviations(t, "least of three", picks(p, loads{1, 1, 2, 1}, time.Time{}), seeded, []float64{1. / 3, 1. / 3, 0, 1. / 3})
 	eps, _ = endpoints(1, 4, 2)
 	// (active+1)/weight is 1, 1 and 1.5.
 	fourDeviations(t, "by weight", picks(NewPicker(Policy{FullScan: true}, eps), loads{0, 3, 2}, time.Time{}), seeded, []float64{.5, .5, 0})

@@ -30,6 +30,7 @@ const maxPriority = 127
 type Builder struct {
 	policy  Policy
 	local   Locality // of the client, for zone-aware routing
+	whole   *Builder // of all members; nil where this is it
 	sets    Endpoints
 	members []place // by slot
 	prios   []*priorityBuilder
@@ -67,6 +68,22 @@ type priorityBuilder struct {
 // NewBuilder returns a builder without members. local is where the client runs.
 func NewBuilder(p Policy, local Locality) *Builder {
 	return &Builder{policy: p, local: local, edit: 1}
+}
+
+// Part returns a builder without members for a part of those of b, such as a
+// subset. What b is told by Describe holds for it too.
+func (b *Builder) Part() *Builder {
+	part := NewBuilder(b.policy, b.local)
+	part.whole = b
+	return part
+}
+
+// all is the builder of all members.
+func (b *Builder) all() *Builder {
+	if b.whole != nil {
+		return b.whole
+	}
+	return b
 }
 
 // Policy returns the policy of the pickers.
@@ -265,14 +282,14 @@ func (b *Builder) Picker() *Picker {
 
 func (b *Builder) health(prio *priorityBuilder) PriorityHealth {
 	h := PriorityHealth{
-		Overprovisioning: b.sets.Overprovisioning,
+		Overprovisioning: b.all().sets.Overprovisioning,
 		Healthy:          uint64(prio.bags[healthy].n),
 		Degraded:         uint64(prio.bags[degraded].n),
 		Draining:         prio.draining,
 		Total:            uint64(prio.bags[everyone].n),
 	}
 	h.HealthyWeight, h.DegradedWeight, h.TotalWeight = h.Healthy, h.Degraded, h.Total-h.Draining
-	if b.sets.WeightedPriorityHealth {
+	if b.all().sets.WeightedPriorityHealth {
 		h.HealthyWeight, h.DegradedWeight, h.TotalWeight = prio.bags[healthy].total, prio.bags[degraded].total, prio.bags[everyone].total-prio.drainingWeight
 	}
 	return h
@@ -327,10 +344,24 @@ func (b *Builder) wholePool(prio *priorityBuilder, i int, c class) *pool {
 	return prio.pools[c]
 }
 
+// localityWeights is the sum of the weights of those localities of a priority
+// that have endpoints, be they in another part (Envoy).
+func (b *Builder) localityWeights(priority int) (sum uint64) {
+	if all := b.all(); priority < len(all.prios) {
+		for _, g := range all.prios[priority].localities {
+			if g.bags[everyone].n > 0 {
+				sum += b.localityWeight(g.locality, priority)
+			}
+		}
+	}
+	return sum
+}
+
 // localityWeight returns what policy gives a locality of a priority.
 func (b *Builder) localityWeight(l Locality, priority int) uint64 {
-	for i := range b.sets.Localities {
-		if w := &b.sets.Localities[i]; w.Locality == l && int(w.Priority) == priority {
+	localities := b.all().sets.Localities
+	for i := range localities {
+		if w := &localities[i]; w.Locality == l && int(w.Priority) == priority {
 			return uint64(w.Weight)
 		}
 	}

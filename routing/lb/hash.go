@@ -71,10 +71,7 @@ func (b *Builder) keys(prio *priorityBuilder, priority int, c class) []key {
 		keys = b.keysOf(make([]key, 0, prio.bags[c].n), &prio.groupBuilder, c, 1)
 	} else {
 		// A weight of 0 takes a locality out; unlike for other policies its health does not count (Envoy).
-		sum := uint64(0)
-		for _, g := range prio.localities {
-			sum += b.localityWeight(g.locality, priority)
-		}
+		sum := b.localityWeights(priority)
 		for _, g := range prio.localities {
 			if w := b.localityWeight(g.locality, priority); w > 0 {
 				keys = b.keysOf(keys, g, c, float64(w)/float64(sum))

@@ -11,7 +11,7 @@ type localities struct {
 // (Envoy). A locality's weight falls with the part of its endpoints that is
 // usable, once that is less than the overprovisioning factor makes up for.
 func (b *Builder) weighLocalities(prio *priorityBuilder, priority int, c class) *localities {
-	factor := float64(b.sets.Overprovisioning)
+	factor := float64(b.all().sets.Overprovisioning)
 	if factor == 0 {
 		factor = 140
 	}

@@ -120,3 +120,31 @@ func TestSelects(t *testing.T) {
 		t.Error("an absent key is not an empty one")
 	}
 }
+
+// TestPartOfRing: an endpoint's share of a ring is by the weights of all
+// localities that have endpoints, be these in another subset (Envoy).
+func TestPartOfRing(t *testing.T) {
+	near, far := Locality{Zone: "near"}, Locality{Zone: "far"}
+	policy := Policy{Kind: RingHash, LocalityWeighted: true, Ring: Ring{MinSize: 16}}
+	whole := NewBuilder(policy, Locality{})
+	part := whole.Part()
+	whole.Describe(&Endpoints{Localities: []LocalityWeight{
+		{Locality: near, Weight: 1}, {Locality: far, Weight: 3}, {Locality: Locality{Zone: "empty"}, Weight: 100},
+	}})
+	put := func(b *Builder, slot int32, l Locality) {
+		b.Put(slot, Member{Locality: l, Key: fmt.Sprint(slot)})
+	}
+	for slot := range int32(2) {
+		put(whole, slot, near)
+		put(part, slot, near)
+	}
+	put(whole, 2, far)
+	size := func(b *Builder) int { return len(b.Picker().prios[0].pools[healthy].table.entries) }
+	if w, p := size(whole), size(part); w != 16 || p != 4 {
+		t.Errorf("the ring of all has %d places, that of the part %d; want 16 and a quarter of it", w, p)
+	}
+	whole.Remove(2)
+	if w, p := size(whole), size(part); w != 16 || p != 16 {
+		t.Errorf("after the locality is gone the ring of all has %d places, that of the part %d; want 16 and 16", w, p)
+	}
+}

@@ -61,6 +61,28 @@ var knownAnnotations = []string{
 	retryPrefix + "http", retryPrefix + "grpc", retryPrefix + "limit", timeoutPrefix + "request",
 }
 
+// Istio's labels and annotations of a Service or ServiceEntry that change where its
+// requests go, and that the mesh has no rule for
+// (https://istio.io/latest/docs/reference/config/labels/, and annotations).
+var (
+	unenforcedLabels      = []string{"istio.io/persistent-session", "istio.io/persistent-session-header"}
+	unenforcedAnnotations = []string{"networking.istio.io/traffic-distribution"}
+)
+
+// placement refuses what is asked for beside the spec and not enforced.
+func (f *findings) placement(m *Meta) {
+	for _, name := range unenforcedLabels {
+		if m.Labels[name] != "" {
+			f.errorf("metadata.labels["+name+"]", "is not enforced by the mesh: a DestinationRule's consistentHash keeps a client at its endpoint")
+		}
+	}
+	for _, name := range unenforcedAnnotations {
+		if m.Annotations[name] != "" {
+			f.errorf("metadata.annotations["+name+"]", "is not enforced by the mesh: a DestinationRule's localityLbSetting says where requests go")
+		}
+	}
+}
+
 // annotated is what a Service's annotations say of its traffic.
 type annotated struct {
 	balancer string
@@ -75,6 +97,7 @@ func (f *findings) trafficAnnotations(m *Meta) annotated {
 	at := func(name string) string { return "metadata.annotations[" + name + "]" }
 	var out annotated
 	out.balancer = f.balancerAnnotation(m)
+	f.placement(m)
 	used := func(name string, read func(text string) error) bool {
 		text, ok := m.Annotations[name]
 		if !ok {

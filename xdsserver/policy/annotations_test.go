@@ -136,3 +136,31 @@ func TestBalancerAnnotation(t *testing.T) {
 		}
 	}
 }
+
+// TestPlacementBesideTheSpec: labels and annotations of Istio that would send
+// requests elsewhere are not passed over.
+func TestPlacementBesideTheSpec(t *testing.T) {
+	service := "apiVersion: v1\nkind: Service\nmetadata:\n  name: x\n  %s\nspec: {selector: {app: x}, ports: [{port: 80}]}\n"
+	entry := "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: x\n  %s\nspec: {hosts: [a.example], resolution: DNS, ports: [{name: http, number: 80, protocol: HTTP}]}\n"
+	for _, kind := range []string{service, entry} {
+		for _, tt := range []struct{ meta, field string }{
+			{"labels: {istio.io/persistent-session: session}", "metadata.labels[istio.io/persistent-session]"},
+			{"labels: {istio.io/persistent-session-header: x-session}", "metadata.labels[istio.io/persistent-session-header]"},
+			{"annotations: {networking.istio.io/traffic-distribution: PreferClose}", "metadata.annotations[networking.istio.io/traffic-distribution]"},
+			{"labels: {istio.io/persistent-session: ''}", ""},
+			{"labels: {app: x, istio.io/use-waypoint: none}", ""},
+			{"annotations: {networking.istio.io/exportTo: '.'}", ""},
+		} {
+			f := Parse("f.yaml", fmt.Appendf(nil, kind, tt.meta))
+			if tt.field == "" {
+				if len(f.Problems) > 0 {
+					t.Errorf("%s: %v", tt.meta, texts(f.Problems))
+				}
+				continue
+			}
+			if len(f.Problems) != 1 || f.Problems[0].Severity != Error || f.Problems[0].Field != tt.field || f.Problems[0].At.Line != 5 {
+				t.Errorf("%s: %+v, want an error at %s in line 5", tt.meta, f.Problems, tt.field)
+			}
+		}
+	}
+}

@@ -70,6 +70,9 @@ func Validate(meta Meta, spec proto.Message) []Finding {
 	case *networking.DestinationRule, *networking.ServiceEntry:
 		f.balancerAnnotation(&meta)
 	}
+	if _, ok := spec.(*networking.ServiceEntry); ok {
+		f.placement(&meta)
+	}
 	f.dryRun(meta, spec)
 	return f
 }

@@ -38,7 +38,10 @@ func balancing(m *clusterv3.Cluster, where snapshot.Discovery) (lb.Policy, *faul
 			f = f.under("load_balancing_policy")
 		}
 	default:
-		if p, f = oldPolicy(m); f == nil && m.GetLbSubsetConfig() != nil {
+		if m.GetCommonLbConfig().GetConsistentHashingLbConfig().GetUseHostnameForHashing() && where != snapshot.StrictDNS {
+			// As in Envoy, which asks it of this field only, whatever lb_policy is.
+			f = faultf("common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing", "needs a cluster of type STRICT_DNS")
+		} else if p, f = oldPolicy(m); f == nil && m.GetLbSubsetConfig() != nil {
 			f = oldSubsets(m.GetLbSubsetConfig(), &p).under("lb_subset_config")
 		}
 	}
@@ -181,15 +184,8 @@ func leastRequest(choices *wrapperspb.UInt32Value, bias *corev3.RuntimeDouble) (
 	return p, nil
 }
 
-const (
-	defaultMinRing   = 1024
-	maxRing          = 8 << 20 // of both bounds; the default of the upper one
-	defaultTableSize = 65537
-	maxTableSize     = 5_000_011
-)
-
 func ringHash(function lb.HashFunction, least, most *wrapperspb.UInt64Value) (lb.Policy, *fault) {
-	ring := lb.Ring{MinSize: defaultMinRing, MaxSize: maxRing, Function: function}
+	ring := lb.Ring{MinSize: lb.DefaultMinRing, MaxSize: lb.DefaultMaxRing, Function: function}
 	if least != nil {
 		ring.MinSize = least.GetValue()
 	}
@@ -197,42 +193,29 @@ func ringHash(function lb.HashFunction, least, most *wrapperspb.UInt64Value) (lb
 		ring.MaxSize = most.GetValue()
 	}
 	switch {
-	case ring.MinSize > maxRing:
-		return lb.Policy{}, faultf("minimum_ring_size", "%d is more than %d", ring.MinSize, maxRing)
-	case ring.MaxSize > maxRing:
-		return lb.Policy{}, faultf("maximum_ring_size", "%d is more than %d", ring.MaxSize, maxRing)
-	case ring.MinSize > ring.MaxSize:
-		return lb.Policy{}, faultf("minimum_ring_size", "%d is more than maximum_ring_size, %d", ring.MinSize, ring.MaxSize)
 	case ring.MinSize == 0:
 		return lb.Policy{}, faultf("minimum_ring_size", "must be more than 0")
+	case ring.MaxSize == 0:
+		return lb.Policy{}, faultf("maximum_ring_size", "must be more than 0")
+	}
+	if err := ring.Validate(); err != nil {
+		return lb.Policy{}, invalid(err)
 	}
 	return lb.Policy{Kind: lb.RingHash, Ring: ring}, nil
 }
 
 func maglev(size *wrapperspb.UInt64Value) (lb.Policy, *fault) {
-	table := lb.Table{Size: defaultTableSize}
+	table := lb.Table{Size: lb.DefaultTableSize}
 	if size != nil {
 		table.Size = size.GetValue()
 	}
-	if table.Size > maxTableSize {
-		return lb.Policy{}, faultf("table_size", "%d is more than %d", table.Size, maxTableSize)
+	if table.Size == 0 {
+		return lb.Policy{}, faultf("table_size", "must be more than 0")
 	}
-	if !isPrime(table.Size) {
-		return lb.Policy{}, faultf("table_size", "%d is not a prime", table.Size)
+	if err := table.Validate(); err != nil {
+		return lb.Policy{}, invalid(err)
 	}
 	return lb.Policy{Kind: lb.Maglev, Table: table}, nil
-}
-
-func isPrime(n uint64) bool {
-	if n < 2 {
-		return false
-	}
-	for d := uint64(2); d*d <= n; d++ {
-		if n%d == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func hashOptions(byName bool, factor *wrapperspb.UInt32Value) (lb.HashOptions, *fault) {

@@ -329,6 +329,12 @@ func TestAdaptiveConcurrency(t *testing.T) {
 		MinRTTJitter: 1, MinConcurrency: 2, MinRTTBuffer: 5, Enabled: true, Status: 429}); got != want {
 		t.Errorf("%+v", got)
 	}
+	for code, want := range map[string]int{"Continue": 503, "PermanentRedirect": 503, "BadRequest": 400, "InsufficientStorage": 507} { // as Envoy has it
+		h = compiled(`"concurrency_limit_exceeded_status": {"code": "` + code + `"}, ` + gradientOf(`"interval": "60s"`))
+		if h.Concurrency.Status != want {
+			t.Errorf("%s: %d, want %d", code, h.Concurrency.Status, want)
+		}
+	}
 	if h = compiled(`"enabled": {"default_value": false}, ` + gradientOf(`"interval": "60s"`)); h.Concurrency != nil {
 		t.Errorf("%+v", h.Concurrency)
 	}

@@ -104,6 +104,10 @@ func discovery(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
 	if custom {
 		return customType(m, c)
 	}
+	dns, f := oldRates(m)
+	if f != nil {
+		return f
+	}
 	switch m.GetType() {
 	case clusterv3.Cluster_EDS:
 		if m.GetLoadAssignment() != nil {
@@ -127,10 +131,10 @@ func discovery(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
 		return f.under("load_assignment")
 	case clusterv3.Cluster_STRICT_DNS:
 		c.Discovery = snapshot.StrictDNS
-		return oldDNS(m, c)
+		return oldDNS(m, dns, c)
 	case clusterv3.Cluster_LOGICAL_DNS:
 		c.Discovery = snapshot.LogicalDNS
-		return oldDNS(m, c)
+		return oldDNS(m, dns, c)
 	default:
 		return faultf("type", "%v is not supported", m.GetType())
 	}

@@ -33,18 +33,20 @@ const (
 	failureGrowth = 10
 )
 
-// oldDNS reads a cluster of type STRICT_DNS or LOGICAL_DNS.
-func oldDNS(m *clusterv3.Cluster, c *snapshot.Cluster) *fault {
+// oldRates reads how often names are looked up. They must be right in clusters
+// of all types, as in Envoy.
+func oldRates(m *clusterv3.Cluster) (*snapshot.DNS, *fault) {
 	dns := &snapshot.DNS{}
+	f := rates(dns, m.GetDnsRefreshRate(), m.GetDnsJitter())
+	if r := m.GetDnsFailureRefreshRate(); f == nil && r != nil {
+		f = failureRate(dns, r.GetBaseInterval(), r.GetMaxInterval()).under("dns_failure_refresh_rate")
+	}
+	return dns, f
+}
+
+// oldDNS reads a cluster of type STRICT_DNS or LOGICAL_DNS.
+func oldDNS(m *clusterv3.Cluster, dns *snapshot.DNS, c *snapshot.Cluster) *fault {
 	c.DNS = dns
-	if f := rates(dns, m.GetDnsRefreshRate(), m.GetDnsJitter()); f != nil {
-		return f
-	}
-	if r := m.GetDnsFailureRefreshRate(); r != nil {
-		if f := failureRate(dns, r.GetBaseInterval(), r.GetMaxInterval()); f != nil {
-			return f.under("dns_failure_refresh_rate")
-		}
-	}
 	switch family := m.GetDnsLookupFamily(); family {
 	case clusterv3.Cluster_AUTO:
 		dns.Family, dns.PreferIPv6 = "ip", true

@@ -1,8 +1,6 @@
 package compile
 
 import (
-	"time"
-
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -12,25 +10,7 @@ import (
 // outlier reads the detection of endpoints that fail, with Envoy's defaults
 // where a field is not set. One that can not eject anything is nil.
 func outlier(m *clusterv3.OutlierDetection) (*resilience.Outlier, *fault) {
-	o := resilience.Outlier{
-		Consecutive5xx:                         5,
-		EnforcingConsecutive5xx:                100,
-		ConsecutiveGatewayFailure:              5,
-		ConsecutiveLocalOriginFailure:          5,
-		EnforcingConsecutiveLocalOriginFailure: 100,
-		EnforcingSuccessRate:                   100,
-		SuccessRateMinimumHosts:                5,
-		SuccessRateRequestVolume:               100,
-		SuccessRateStdevFactor:                 1900,
-		FailurePercentageThreshold:             85,
-		FailurePercentageMinimumHosts:          5,
-		FailurePercentageRequestVolume:         50,
-		EnforcingLocalOriginSuccessRate:        100,
-		Interval:                               10 * time.Second,
-		BaseEjectionTime:                       30 * time.Second,
-		MaxEjectionTime:                        300 * time.Second,
-		MaxEjectionPercent:                     10,
-	}
+	o := resilience.DefaultOutlier
 	o.SplitLocalOrigin = m.GetSplitExternalLocalOriginErrors()
 	o.AlwaysEjectOneEndpoint = m.GetAlwaysEjectOneHost().GetValue()
 	if v := m.GetSuccessfulActiveHealthCheckUnejectHost(); v != nil {
