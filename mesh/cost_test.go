@@ -212,21 +212,23 @@ func clients(tb testing.TB) []costed {
 // that can end.
 func TestCost(t *testing.T) {
 	all := clients(t)
+	// The least of many single requests: a sync.Pool may have lost to the garbage
+	// collector what it was given, and under the race detector loses it at random.
 	count := func(c costed) float64 {
 		c.send(50)
-		least := testing.AllocsPerRun(200, func() { c.send(1) })
-		for range 2 {
-			least = min(least, testing.AllocsPerRun(200, func() { c.send(1) }))
+		least := testing.AllocsPerRun(1, func() { c.send(1) })
+		for range 300 {
+			least = min(least, testing.AllocsPerRun(1, func() { c.send(1) }))
 		}
 		return least
 	}
 	bare := count(all[0])
 	limits := map[string]float64{
 		"plain/metrics": 7, "armed/metrics": 11, "ewma/metrics": 11,
-		"plain/never": 13, "armed/never": 17, "ewma/never": 17,
+		"plain/never": 12, "armed/never": 16, "ewma/never": 16,
 	}
 	for _, c := range all[1:] {
-		if got := count(c) - bare; got > limits[c.name]+raceSlack {
+		if got := count(c) - bare; got > limits[c.name] {
 			t.Errorf("%s: %v allocations beyond net/http, want at most %v", c.name, got, limits[c.name])
 		}
 	}

@@ -33,6 +33,23 @@ func (a *attempts) HandleRPC(_ context.Context, s stats.RPCStats) {
 	}
 }
 
+// later is a listener that closes what it accepts until it is open. Its port is
+// its own meanwhile, which one that is closed and opened again might lose.
+type later struct {
+	net.Listener
+	open atomic.Bool
+}
+
+func (l *later) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || l.open.Load() {
+			return conn, err
+		}
+		conn.Close()
+	}
+}
+
 // TestCallsThatBeginBeforePolicy: calls that wait for readiness while the
 // control plane can not be reached are made, once each, when it can.
 func TestCallsThatBeginBeforePolicy(t *testing.T) {
@@ -40,14 +57,18 @@ func TestCallsThatBeginBeforePolicy(t *testing.T) {
 	b := newBackend(t, "b", nil)
 	cp := newControlPlane(t)
 	cp.set(t, join(listener(host, 0), routes(host, to("c")), cluster("c", b.address))...)
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	late := lis.Addr().String()
-	lis.Close() // nobody listens there yet
+	lis := &later{Listener: listen(t)}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = cp.server.Serve(lis)
+	}()
+	defer func() {
+		cp.stop()
+		<-served
+	}()
 	seen := &attempts{begun: make(chan struct{}, 16)}
-	c, conn := dial(t, "xds:///"+host, append(DialOptions(ClientOptions{Bootstrap: bootstrapFor(late)}), grpc.WithStatsHandler(seen))...)
+	c, conn := dial(t, "xds:///"+host, append(DialOptions(ClientOptions{Bootstrap: bootstrapFor(lis.Addr().String())}), grpc.WithStatsHandler(seen))...)
 	ctx := testContext(t)
 	conn.Connect()
 	for s := conn.GetState(); s != connectivity.TransientFailure; s = conn.GetState() {
@@ -69,13 +90,10 @@ func TestCallsThatBeginBeforePolicy(t *testing.T) {
 	}()
 	<-seen.begun
 	<-seen.begun
-	_, err = c.UnaryCall(ctx, &pb.SimpleRequest{}) // does not wait
+	_, err := c.UnaryCall(ctx, &pb.SimpleRequest{}) // does not wait
 	wantCode(t, err, codes.Unavailable)
 
-	if lis, err = net.Listen("tcp", late); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = cp.server.Serve(lis) }()
+	lis.open.Store(true)
 	for range 2 {
 		if err := <-answers; err != nil {
 			t.Error(err)

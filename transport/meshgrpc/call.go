@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -38,7 +39,8 @@ type rpcState struct {
 	options   callOptions
 	metadata  metadata.MD // a copy of the caller's, or nil
 
-	call *outbound.Call // own, or a mirror's
+	call   *outbound.Call // own, or a mirror's
+	copies atomic.Pointer[copies]
 
 	parent  context.Context // the caller's
 	ctx     context.Context // the call's: parent and its time limit
@@ -161,6 +163,9 @@ func (r *rpc) decide() (local *outbound.Local, err error) {
 // end gives back what the call holds.
 func (r *rpc) end(o *resilience.Outcome) {
 	r.call.Finish(o)
+	if r.copies.Load() != nil {
+		r.dropCopies()
+	}
 	if r.cancel != nil {
 		r.cancel()
 		r.cancel = nil

@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/stats"
 
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
-	"github.com/sinew-mesh/sinew/transport/meshhttp"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -44,7 +43,7 @@ type ClientOptions struct {
 	Outbound *outbound.Engine
 	// Sources opens the identity sources that policy names for "mesh:///"
 	// targets. Default: none, and RPCs that policy wants secured fail.
-	Sources meshhttp.Sources
+	Sources outbound.Sources
 	// Health has the connections of "mesh:///" targets watched by gRPC's health
 	// service, under this name of a service ("" for the whole server). The program
 	// imports google.golang.org/grpc/health. Default: nil, which watches none.

@@ -42,7 +42,7 @@ type connection struct {
 	mu      sync.Mutex
 	failure error // of the last attempt to connect
 	timer   *time.Timer
-	held    *heldSource
+	held    *outbound.Identity
 }
 
 const (
@@ -70,7 +70,7 @@ func (b *meshBalancer) open(l *outbound.Lease, call *outbound.Call) (*connection
 		if !b.channel.own {
 			return nil, &connectError{&outbound.TLSError{Place: c.place, Err: errReplacedCredentials}}
 		}
-		held, err := b.channel.client.identities.hold(c)
+		held, err := b.channel.client.identities.Hold(c.security, c.renew)
 		if err != nil {
 			return nil, &connectError{&outbound.TLSError{Place: c.place, Err: fmt.Errorf("identity source: %w", err)}}
 		}
@@ -268,7 +268,7 @@ func (c *connection) release() {
 	c.held = nil
 	c.mu.Unlock()
 	if held != nil {
-		held.release(c)
+		held.Release() // without waiting: a renewal under way may want balancer.mu, which is held
 	}
 }
 

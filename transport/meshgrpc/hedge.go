@@ -36,9 +36,8 @@ type lane struct {
 }
 
 // hedged sends the RPC several times at once and returns the first good answer.
-func (u *unaryRPC) hedged(initial int, onTimeout bool, shadows []*outbound.Call) error {
+func (u *unaryRPC) hedged(initial int, onTimeout bool) error {
 	e := u.options.encode(u.request)
-	u.sendShadows(shadows)
 	if e == nil {
 		return u.attempts()
 	}

@@ -210,26 +210,24 @@ func TestMeshHedging(t *testing.T) {
 	w.quiet(t)
 }
 
+// TestMeshHedgeOnTimeout: where an attempt's time has passed, another begins beside it.
 func TestMeshHedgeOnTimeout(t *testing.T) {
-	leak.Check(t)
-	var n atomic.Int64
-	slow := newBackend(t, "b", func(ctx context.Context, _ int64) error {
-		if n.Add(1) == 1 {
-			<-ctx.Done()
-			return ctx.Err()
+	inBubble(t, func(t *testing.T, w *bubble) {
+		slow := w.backend(t, func(ctx context.Context, n int64) error {
+			if n == 1 {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		})
+		r := hedgedRoute(t, 1)
+		r.Hedge.OnPerTryTimeout = true
+		r.Retry.PerTryTimeout = 20 * time.Millisecond
+		w.only(slow, r)
+		if _, err := w.dial(t).UnaryCall(testContext(t), &pb.SimpleRequest{}); err != nil || slow.calls.Load() != 2 {
+			t.Errorf("%v after %d attempts", err, slow.calls.Load())
 		}
-		return nil
 	})
-	w := newMeshWorld(t)
-	r := hedgedRoute(t, 1)
-	r.Hedge.OnPerTryTimeout = true
-	r.Retry.PerTryTimeout = 20 * time.Millisecond
-	w.set([]*snapshot.Cluster{mcluster("c", slow.address)}, r)
-	client, _ := w.dial(t)
-	if _, err := client.UnaryCall(testContext(t), &pb.SimpleRequest{}); err != nil {
-		t.Error(err)
-	}
-	w.quiet(t)
 }
 
 // TestMeshRefusedStream: a stream that the server refuses is sent again by gRPC
@@ -269,24 +267,10 @@ func TestMeshRefusedStream(t *testing.T) {
 	w.set([]*snapshot.Cluster{mcluster("c", good.address)}, mroute(t, "c"))
 }
 
+// refuseStreams is a server that takes none.
 func refuseStreams(conn net.Conn, refused *atomic.Int64) {
-	defer conn.Close()
-	preface := make([]byte, len(http2.ClientPreface))
-	if _, err := io.ReadFull(conn, preface); err != nil {
-		return
-	}
-	f := http2.NewFramer(conn, conn)
-	_ = f.WriteSettings()
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return
-		}
+	frameServer(conn, func(f *http2.Framer, frame http2.Frame) {
 		switch frame := frame.(type) {
-		case *http2.SettingsFrame:
-			if !frame.IsAck() {
-				_ = f.WriteSettingsAck()
-			}
 		case *http2.HeadersFrame:
 			refused.Add(1)
 			_ = f.WriteRSTStream(frame.StreamID, http2.ErrCodeRefusedStream)
@@ -295,7 +279,7 @@ func refuseStreams(conn net.Conn, refused *atomic.Int64) {
 				_ = f.WritePing(true, frame.Data)
 			}
 		}
-	}
+	})
 }
 
 // TestMeshStats: stats handlers see each attempt.

@@ -46,7 +46,7 @@ func TestMeshState(t *testing.T) {
 	until(connectivity.Connecting) // policy is on its way
 	w.set([]*snapshot.Cluster{mcluster("c", a.address)}, mroute(t, "c"))
 	until(connectivity.Ready)
-	w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t))}, mroute(t, "c"))
+	w.set([]*snapshot.Cluster{mcluster("c", deadAddress)}, mroute(t, "c"))
 	until(connectivity.TransientFailure)
 	w.set([]*snapshot.Cluster{mcluster("c", a.address)}, mroute(t, "c"))
 	until(connectivity.Ready)
@@ -195,7 +195,7 @@ func TestMeshRefusesBypass(t *testing.T) {
 	}
 	// Another resolver for the scheme does not get hold of it.
 	m := manual.NewBuilderWithScheme("mesh")
-	m.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: closedAddress(t)}}})
+	m.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: deadAddress}}})
 	client, _ := w.dial(t, grpc.WithResolvers(m), grpc.WithDefaultServiceConfig(
 		`{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":4,"initialBackoff":"0.001s","maxBackoff":"0.001s","backoffMultiplier":1,"retryableStatusCodes":["UNAVAILABLE"]}}]}`))
 	if _, err := client.UnaryCall(testContext(t), &pb.SimpleRequest{}); err != nil {
@@ -248,7 +248,7 @@ func TestMeshWaitForReady(t *testing.T) {
 					w.set([]*snapshot.Cluster{mcluster("c")}, mroute(t, "c"))
 				case "no policy":
 				default:
-					w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t))}, mroute(t, "c"))
+					w.set([]*snapshot.Cluster{mcluster("c", deadAddress)}, mroute(t, "c"))
 				}
 				client, conn := dial(t, "mesh:///"+meshHost, append(w.options(nil), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))...)
 				done := make(chan error, 1)
@@ -265,7 +265,7 @@ func TestMeshWaitForReady(t *testing.T) {
 				case <-time.After(20 * time.Millisecond):
 				}
 				if start == "dead cluster, other route" {
-					w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t)), mcluster("other", a.address)}, mroute(t, "other"))
+					w.set([]*snapshot.Cluster{mcluster("c", deadAddress), mcluster("other", a.address)}, mroute(t, "other"))
 				} else {
 					w.set([]*snapshot.Cluster{mcluster("c", a.address)}, mroute(t, "c"))
 				}
@@ -278,7 +278,7 @@ func TestMeshWaitForReady(t *testing.T) {
 	}
 	t.Run("until the deadline", func(t *testing.T) {
 		w := newMeshWorld(t)
-		w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t))}, mroute(t, "c"))
+		w.set([]*snapshot.Cluster{mcluster("c", deadAddress)}, mroute(t, "c"))
 		client, _ := w.dial(t)
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		defer cancel()
@@ -366,7 +366,7 @@ func TestMeshHealthService(t *testing.T) {
 func TestMeshEjection(t *testing.T) {
 	leak.Check(t)
 	good := newBackend(t, "good", nil)
-	dead := closedAddress(t)
+	dead := deadAddress
 	w := newMeshWorld(t)
 	c := mcluster("c", dead, good.address)
 	outlier := resilience.DefaultOutlier

@@ -142,34 +142,35 @@ func TestMeshPerRPCCredentials(t *testing.T) {
 
 // TestMeshPerTryIdle: an attempt on which nothing moves ends, and another follows.
 func TestMeshPerTryIdle(t *testing.T) {
-	leak.Check(t)
 	for _, k := range kinds {
-		b := newBackend(t, "b", func(ctx context.Context, n int64) error {
-			if n == 1 {
-				<-ctx.Done()
-				return ctx.Err()
-			}
-			return nil
+		t.Run(k.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *bubble) {
+				b := w.backend(t, func(ctx context.Context, n int64) error {
+					if n == 1 {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					return nil
+				})
+				r := mroute(t, "c")
+				r.Retry = meshRetry(t, "5xx", 1)
+				r.Retry.PerTryIdleTimeout = 50 * time.Millisecond
+				w.only(b, r)
+				client := w.dial(t)
+				if err := k.call(testContext(t), client); err != nil || b.calls.Load() != 2 {
+					t.Errorf("%v after %d attempts", err, b.calls.Load())
+				}
+				r.Retry.NumRetries = 0
+				w.only(b, r)
+				b.calls.Store(0)
+				err := k.call(testContext(t), client)
+				wantCode(t, err, codes.DeadlineExceeded)
+				var limit *outbound.TimeoutError
+				if !asTimeout(err, &limit) || limit.Limit != "per_try_idle_timeout" {
+					t.Error(err)
+				}
+			})
 		})
-		w := newMeshWorld(t)
-		r := mroute(t, "c")
-		r.Retry = meshRetry(t, "5xx", 1)
-		r.Retry.PerTryIdleTimeout = 50 * time.Millisecond
-		w.set([]*snapshot.Cluster{mcluster("c", b.address)}, r)
-		client, _ := w.dial(t)
-		if err := k.call(testContext(t), client); err != nil || b.calls.Load() != 2 {
-			t.Errorf("%s: %v after %d attempts", k.name, err, b.calls.Load())
-		}
-		r.Retry.NumRetries = 0
-		w.set([]*snapshot.Cluster{mcluster("c", b.address)}, r)
-		b.calls.Store(0)
-		err := k.call(testContext(t), client)
-		wantCode(t, err, codes.DeadlineExceeded)
-		var limit *outbound.TimeoutError
-		if !asTimeout(err, &limit) || limit.Limit != "per_try_idle_timeout" {
-			t.Errorf("%s: %v", k.name, err)
-		}
-		w.quiet(t)
 	}
 }
 

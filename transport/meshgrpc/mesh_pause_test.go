@@ -115,9 +115,6 @@ func TestMeshSendInPause(t *testing.T) {
 		_, err := s.Recv()
 		received <- err
 	}()
-	if err := s.Send(payload("")); err != nil {
-		t.Fatal(err)
-	}
 	waitForRetry(t, w)
 	go func() {
 		for {

@@ -206,67 +206,56 @@ func TestMeshLocalAnswers(t *testing.T) {
 	}
 }
 
+// TestMeshTimeouts: whose limit has ended an RPC is in its error, and an attempt's limit begins another.
 func TestMeshTimeouts(t *testing.T) {
-	leak.Check(t)
-	release := make(chan struct{})
-	slow := newBackend(t, "slow", func(ctx context.Context, _ int64) error {
-		select {
-		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
-		case <-release:
-			return nil
-		}
-	})
-	defer close(release)
-	var first atomic.Bool
-	once := newBackend(t, "once", func(ctx context.Context, n int64) error {
-		if first.CompareAndSwap(false, true) {
-			<-ctx.Done()
-			return status.FromContextError(ctx.Err()).Err()
-		}
-		return nil
-	})
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			w := newMeshWorld(t)
-			r := mroute(t, "c")
-			r.Timeout = 30 * time.Millisecond
-			w.set([]*snapshot.Cluster{mcluster("c", slow.address)}, r)
-			client, _ := w.dial(t)
-			err := k.call(testContext(t), client)
-			wantCode(t, err, codes.DeadlineExceeded)
-			var timeout *outbound.TimeoutError
-			if !errors.As(err, &timeout) || timeout.Limit != "timeout" || timeout.Cluster != "c" {
-				t.Errorf("%T %v", err, err)
-			}
-			// The caller's own deadline is the caller's.
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
-			defer cancel()
-			err = k.call(ctx, client)
-			wantCode(t, err, codes.DeadlineExceeded)
-			if errors.As(err, &timeout) {
-				t.Errorf("%v", err)
-			}
+			inBubble(t, func(t *testing.T, w *bubble) {
+				hang := func(ctx context.Context, n int64) error {
+					<-ctx.Done()
+					return status.FromContextError(ctx.Err()).Err()
+				}
+				slow := w.backend(t, hang)
+				r := mroute(t, "c")
+				r.Timeout = 30 * time.Millisecond
+				w.only(slow, r)
+				client := w.dial(t)
+				err := k.call(testContext(t), client)
+				wantCode(t, err, codes.DeadlineExceeded)
+				var timeout *outbound.TimeoutError
+				if !errors.As(err, &timeout) || timeout.Limit != "timeout" || timeout.Cluster != "c" {
+					t.Errorf("%T %v", err, err)
+				}
+				// The caller's own deadline is the caller's.
+				ctx, cancel := context.WithTimeout(t.Context(), 29*time.Millisecond)
+				defer cancel()
+				err = k.call(ctx, client)
+				wantCode(t, err, codes.DeadlineExceeded)
+				if errors.As(err, &timeout) {
+					t.Errorf("%v", err)
+				}
 
-			first.Store(false)
-			r.Timeout, r.Retry = 0, meshRetry(t, "reset", 1)
-			r.Retry.PerTryTimeout = 50 * time.Millisecond
-			w.set([]*snapshot.Cluster{mcluster("c", once.address)}, r)
-			if k.name == "bidirectional streaming" {
-				first.Store(true) // it is not complete before its header comes
-			}
-			if err := k.call(testContext(t), client); err != nil {
-				t.Errorf("after a retry: %v", err)
-			}
-			first.Store(false)
-			r.Retry.NumRetries = 0
-			w.set([]*snapshot.Cluster{mcluster("c", slow.address)}, r)
-			if k.name != "bidirectional streaming" {
+				if k.name == "bidirectional streaming" {
+					return // what follows waits for a header before it has sent all
+				}
+				r.Timeout, r.Retry = 0, meshRetry(t, "reset", 1)
+				r.Retry.PerTryTimeout = 50 * time.Millisecond
+				once := w.backend(t, func(ctx context.Context, n int64) error {
+					if n == 1 {
+						return hang(ctx, n)
+					}
+					return nil
+				})
+				w.only(once, r)
+				if err := k.call(testContext(t), client); err != nil || once.calls.Load() != 2 {
+					t.Errorf("after a retry: %v, %d attempts", err, once.calls.Load())
+				}
+				r.Retry.NumRetries = 0
+				w.only(slow, r)
 				if err = k.call(testContext(t), client); !errors.As(err, &timeout) || timeout.Limit != "per_try_timeout" {
 					t.Errorf("%T %v", err, err)
 				}
-			}
-			w.quiet(t)
+			})
 		})
 	}
 }
@@ -327,13 +316,56 @@ func TestMeshMirror(t *testing.T) {
 		}
 	}
 	// A mirror out of reach changes nothing.
-	w.set([]*snapshot.Cluster{mcluster("c", main.address), mcluster("m", closedAddress(t))}, r)
+	w.set([]*snapshot.Cluster{mcluster("c", main.address), mcluster("m", deadAddress)}, r)
 	for _, k := range kinds {
 		if err := k.call(testContext(t), client); err != nil {
 			t.Errorf("%s: %v", k.name, err)
 		}
 	}
 	w.quiet(t)
+}
+
+// TestMeshMirrorNeedsEndpoint: a call that finds no endpoint leaves no copies
+// behind, however long it waits for one; the copies go with its first attempt.
+func TestMeshMirrorNeedsEndpoint(t *testing.T) {
+	leak.Check(t)
+	shadow := newBackend(t, "shadow", nil)
+	w := newMeshWorld(t)
+	r := mroute(t, "c")
+	r.Mirrors = []routing.Mirror{{Cluster: "m", Fraction: always()}}
+	w.set([]*snapshot.Cluster{mcluster("c"), mcluster("m", shadow.address)}, r)
+	client, _ := w.dial(t)
+	for _, k := range kinds {
+		if err := k.call(testContext(t), client); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", k.name, err)
+		}
+	}
+	// More than there may be copies under way at one time: those that were given up count no more.
+	for range 1100 {
+		if _, err := client.UnaryCall(testContext(t), new(pb.SimpleRequest)); status.Code(err) != codes.Unavailable {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error)
+	go func() {
+		_, err := client.UnaryCall(testContext(t), new(pb.SimpleRequest), grpc.WaitForReady(true))
+		done <- err
+	}()
+	main := newBackend(t, "main", nil)
+	w.set([]*snapshot.Cluster{mcluster("c", main.address), mcluster("m", shadow.address)}, r)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	eventually(t, func() string {
+		if shadow.calls.Load() == 0 {
+			return "no copy has come"
+		}
+		return ""
+	})
+	w.quiet(t)
+	if n := shadow.calls.Load(); n != 1 {
+		t.Errorf("%d copies, want one, of the call that was answered", n)
+	}
 }
 
 func TestMeshLimits(t *testing.T) {

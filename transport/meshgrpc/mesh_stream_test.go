@@ -8,11 +8,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/sinew-mesh/sinew/internal/leak"
@@ -240,12 +242,13 @@ func TestMeshStreamsAbandoned(t *testing.T) {
 				_ = s.Send(&pb.StreamingOutputCallRequest{})
 			case 2:
 				_ = s.Send(&pb.StreamingOutputCallRequest{})
-				done := make(chan struct{})
+				receives, done := make(chan struct{}), make(chan struct{})
 				go func() {
 					defer close(done)
+					close(receives)
 					_, _ = s.Recv()
 				}()
-				time.Sleep(time.Millisecond)
+				<-receives
 				cancel()
 				<-done
 			}
@@ -269,11 +272,66 @@ func TestMeshStreamsAbandoned(t *testing.T) {
 			}
 			return ""
 		})
+		eventually(t, func() string {
+			if n := w.events.ends.Load(); n != streams {
+				return fmt.Sprintf("%d calls ended, want %d", n, streams)
+			}
+			return ""
+		})
 		w.quiet(t)
-		if n := w.events.ends.Load(); n != streams {
-			t.Errorf("%d calls ended, want %d", n, streams)
-		}
 	}
+}
+
+// heldHeader holds up whoever asks for a stream's header, once it has come.
+type heldHeader struct {
+	grpc.ClientStream
+	came, release chan struct{}
+}
+
+func (h *heldHeader) Header() (metadata.MD, error) {
+	md, err := h.ClientStream.Header()
+	close(h.came)
+	<-h.release
+	return md, err
+}
+
+// TestMeshStreamEndsWhileItSettles: a stream that gRPC ends at the moment when its
+// header settles that it will not be sent again ends, whether or not its caller asks.
+func TestMeshStreamEndsWhileItSettles(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *bubble) {
+		r := mroute(t, "c")
+		r.Retry = meshRetry(t, "unavailable", 1)
+		w.only(w.backend(t, nil), r)
+		came, release := make(chan struct{}), make(chan struct{})
+		client := w.dial(t, grpc.WithChainStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, m string, open grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := open(ctx, d, cc, m, o...)
+			return &heldHeader{s, came, release}, err
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var finished atomic.Int64
+		s, err := client.FullDuplexCall(ctx, grpc.OnFinish(func(error) { finished.Add(1) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(&pb.StreamingOutputCallRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		received := make(chan struct{})
+		go func() {
+			defer close(received)
+			_, _ = s.Recv() // the message, or that the caller has gone
+		}()
+		<-came
+		cancel()
+		synctest.Wait()
+		close(release)
+		<-received
+		synctest.Wait()
+		if finished.Load() != 1 || w.events.ends.Load() != 1 {
+			t.Errorf("OnFinish was called %d times, %d calls ended", finished.Load(), w.events.ends.Load())
+		}
+	})
 }
 
 // TestMeshStreamEndpointLeaves: an open stream goes on when its endpoint leaves the cluster.
@@ -308,29 +366,32 @@ func TestMeshStreamEndpointLeaves(t *testing.T) {
 	w.quiet(t)
 }
 
-// TestMeshStreamIdle: the route's idle timeout ends a stream on which nothing moves.
+// TestMeshStreamIdle: the route's idle timeout ends a stream on which nothing
+// moves for so long, however long it has been open.
 func TestMeshStreamIdle(t *testing.T) {
-	leak.Check(t)
-	a := newBackend(t, "a", nil)
-	w := newMeshWorld(t)
-	r := mroute(t, "c")
-	r.IdleTimeout = 60 * time.Millisecond
-	w.set([]*snapshot.Cluster{mcluster("c", a.address)}, r)
-	client, _ := w.dial(t)
-	s, err := client.FullDuplexCall(testContext(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 4 {
-		if err := exchange(s); err != nil {
+	inBubble(t, func(t *testing.T, w *bubble) {
+		r := mroute(t, "c")
+		r.IdleTimeout = time.Second
+		w.only(w.backend(t, nil), r)
+		s, err := w.dial(t).FullDuplexCall(testContext(t))
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	_, err = s.Recv()
-	wantCode(t, err, codes.DeadlineExceeded)
-	var timeout *outbound.TimeoutError
-	if !asTimeout(err, &timeout) || timeout.Limit != "idle_timeout" {
-		t.Errorf("%T %v", err, err)
-	}
-	w.quiet(t)
+		for range 4 {
+			time.Sleep(900 * time.Millisecond)
+			if err := exchange(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		moved := time.Now()
+		_, err = s.Recv()
+		wantCode(t, err, codes.DeadlineExceeded)
+		var timeout *outbound.TimeoutError
+		if !asTimeout(err, &timeout) || timeout.Limit != "idle_timeout" {
+			t.Errorf("%T %v", err, err)
+		}
+		if idle := time.Since(moved); idle != time.Second {
+			t.Errorf("it ended after %s", idle)
+		}
+	})
 }

@@ -96,7 +96,7 @@ func TestMeshDeadEndpoint(t *testing.T) {
 	leak.Check(t)
 	good := newBackend(t, "good", nil)
 	w := newMeshWorld(t)
-	w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t), good.address)}, mroute(t, "c"))
+	w.set([]*snapshot.Cluster{mcluster("c", deadAddress, good.address)}, mroute(t, "c"))
 	client, _ := w.dial(t)
 	for range 20 {
 		for _, k := range kinds {
@@ -105,7 +105,7 @@ func TestMeshDeadEndpoint(t *testing.T) {
 			}
 		}
 	}
-	w.set([]*snapshot.Cluster{mcluster("c", closedAddress(t))}, mroute(t, "c"))
+	w.set([]*snapshot.Cluster{mcluster("c", deadAddress)}, mroute(t, "c"))
 	for range 3 {
 		_, err := client.UnaryCall(testContext(t), &pb.SimpleRequest{})
 		wantCode(t, err, codes.Unavailable)

@@ -6,15 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
-	"sync"
 
 	"google.golang.org/grpc/credentials"
 
 	"github.com/sinew-mesh/sinew/identity/source"
 	"github.com/sinew-mesh/sinew/identity/tlsconfig"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
-	"github.com/sinew-mesh/sinew/transport/meshhttp"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -75,23 +72,11 @@ func (c *connection) secure(ctx context.Context, raw net.Conn) (net.Conn, creden
 		return nil, nil, errWithdrawn
 	}
 	policy := c.security
-	mutual := policy.Certificate != (snapshot.CertificateSource{})
-	if err := awaitMaterial(ctx, held.Source, mutual); err != nil {
+	if err := awaitMaterial(ctx, held, outbound.Mutual(policy)); err != nil {
 		return nil, nil, err
 	}
 	c.shaken.Store(true)
-	name := policy.ServerName
-	if name == "" {
-		name = c.host
-	}
-	secure := tls.Client(raw, tlsconfig.Client(held.Source, tlsconfig.ClientOptions{
-		ServerName:         name,
-		Peer:               tlsconfig.Peer{SANs: policy.SANs},
-		Verification:       verification(policy.Verify),
-		WithoutCertificate: !mutual,
-		MinVersion:         policy.MinVersion,
-		Protocols:          protocols(policy),
-	}))
+	secure := tls.Client(raw, outbound.ClientTLS(held, policy, c.host, tlsconfig.ProtocolHTTP2))
 	if err := secure.HandshakeContext(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -135,129 +120,9 @@ func awaitMaterial(ctx context.Context, src source.Source, certificate bool) err
 	}
 }
 
-func verification(v snapshot.Verification) tlsconfig.Verification {
-	switch v {
-	case snapshot.VerifySPIFFE:
-		return tlsconfig.VerifySPIFFE
-	case snapshot.VerifyName:
-		return tlsconfig.VerifyName
-	case snapshot.VerifySANs:
-		return tlsconfig.VerifySANs
-	default:
-		panic(fmt.Sprintf("meshgrpc: verification %d", v)) // a new one needs its counterpart here
-	}
-}
-
-// protocols are what is offered by ALPN: HTTP/2, what else policy lists but
-// other versions of HTTP, and "istio", by which a proxy that takes plaintext too
-// knows mutual TLS of the mesh.
-func protocols(policy *snapshot.ClientTLS) []string {
-	list := []string{tlsconfig.ProtocolHTTP2}
-	for _, p := range policy.Protocols {
-		switch p {
-		case "h2", "istio-h2", "http/1.1", "http/1.0", "istio-http/1.1", "istio-http/1.0":
-		default:
-			list = append(list, p)
-		}
-	}
-	if policy.Verify == snapshot.VerifySPIFFE && !slices.Contains(list, "istio") {
-		list = append(list, "istio")
-	}
-	return list
-}
-
 func keepAlive(raw net.Conn, k *snapshot.KeepAlive) {
 	if tcp, ok := raw.(*net.TCPConn); ok && k != nil {
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: k.Idle, Interval: k.Interval, Count: k.Probes})
-	}
-}
-
-// identities are the sources that connections use at present, each opened once
-// and watched by one goroutine.
-type identities struct {
-	open meshhttp.Sources // may be nil
-
-	mu   sync.Mutex
-	held map[identityKey]*heldSource
-}
-
-type identityKey struct {
-	certificate snapshot.CertificateSource
-	trust       snapshot.TrustSource
-}
-
-type heldSource struct {
-	source.Source
-	all  *identities
-	key  identityKey
-	stop chan struct{}
-
-	users map[*connection]struct{} // guarded by all.mu
-}
-
-var errNoSources = errors.New("the process has no identity sources")
-
-// hold returns the source that a connection's policy names. release must follow.
-func (all *identities) hold(user *connection) (*heldSource, error) {
-	if all.open == nil {
-		return nil, errNoSources
-	}
-	key := identityKey{user.security.Certificate, user.security.Trust}
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	h := all.held[key]
-	if h == nil {
-		src, err := all.open(key.certificate, key.trust)
-		if err != nil {
-			return nil, err
-		}
-		h = &heldSource{Source: src, all: all, key: key, stop: make(chan struct{}), users: make(map[*connection]struct{})}
-		if all.held == nil {
-			all.held = make(map[identityKey]*heldSource)
-		}
-		all.held[key] = h
-		// The channel before the first handshake, so that no change is missed.
-		go h.watch(src.Changed())
-	}
-	h.users[user] = struct{}{}
-	return h, nil
-}
-
-// release gives back what hold returned.
-func (h *heldSource) release(user *connection) {
-	h.all.mu.Lock()
-	_, uses := h.users[user]
-	delete(h.users, user)
-	last := uses && len(h.users) == 0
-	if last {
-		delete(h.all.held, h.key)
-	}
-	h.all.mu.Unlock()
-	if last {
-		close(h.stop)
-	}
-}
-
-// watch has RPCs use new connections when the source has changed: a certificate
-// or a root that was withdrawn ends with the RPCs that use it.
-func (h *heldSource) watch(changed <-chan struct{}) {
-	defer h.Close() // its material stays readable for handshakes under way
-	for {
-		select {
-		case <-changed:
-		case <-h.stop:
-			return
-		}
-		changed = h.Changed()
-		h.all.mu.Lock()
-		users := make([]*connection, 0, len(h.users))
-		for u := range h.users {
-			users = append(users, u)
-		}
-		h.all.mu.Unlock()
-		for _, u := range users {
-			u.renew()
-		}
 	}
 }
 

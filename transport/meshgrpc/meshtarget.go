@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/sinew-mesh/sinew/transport/meshhttp"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -28,15 +27,15 @@ const meshScheme = "mesh"
 // meshClient is what the channels of one DialOptions share for "mesh:///" targets.
 type meshClient struct {
 	engine     *outbound.Engine
-	identities *identities
+	identities *outbound.Identities
 	health     *string
 
 	targets atomic.Pointer[map[string]string] // target as dialled -> authority; "" for another scheme
 	mu      sync.Mutex                        // serialises changes of targets
 }
 
-func newMeshClient(e *outbound.Engine, sources meshhttp.Sources, health *string) *meshClient {
-	m := &meshClient{engine: e, identities: &identities{open: sources}, health: health}
+func newMeshClient(e *outbound.Engine, sources outbound.Sources, health *string) *meshClient {
+	m := &meshClient{engine: e, identities: outbound.NewIdentities(sources), health: health}
 	m.targets.Store(&map[string]string{})
 	return m
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/routing/lb"
-	"github.com/sinew-mesh/sinew/transport/meshhttp"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -50,7 +49,7 @@ func (o *observed) CallStart(ctx context.Context, _ *outbound.Call) context.Cont
 func (*observed) TryStart(ctx context.Context, _ *outbound.Try, _ *outbound.Endpoint) context.Context {
 	return ctx
 }
-func (*observed) TryEnd(context.Context, *outbound.Try, *resilience.Outcome) {}
+func (*observed) TryEnd(context.Context, *outbound.Try, *resilience.Outcome, time.Time) {}
 func (o *observed) CallEnd(*outbound.Call, *resilience.Outcome, time.Duration) {
 	o.ends.Add(1)
 }
@@ -112,7 +111,7 @@ func (w *meshWorld) set(clusters []*snapshot.Cluster, routes ...snapshot.Route) 
 
 const meshHost = "mesh.test:80"
 
-func (w *meshWorld) options(sources meshhttp.Sources) []grpc.DialOption {
+func (w *meshWorld) options(sources outbound.Sources) []grpc.DialOption {
 	return DialOptions(ClientOptions{Outbound: w.engine, Sources: sources})
 }
 
@@ -178,13 +177,9 @@ func meshRetry(t testing.TB, conditions string, n uint32) *resilience.RetryPolic
 	return &p
 }
 
-// closedAddress is an address at which nobody listens.
-func closedAddress(t testing.TB) string {
-	t.Helper()
-	lis := listen(t)
-	defer lis.Close()
-	return lis.Addr().String()
-}
+// deadAddress is one at which nobody listens: a port that was open and is
+// closed may be another test's at any moment, and this one the kernel gives to nobody.
+const deadAddress = "127.0.0.1:1"
 
 func listen(t testing.TB) net.Listener {
 	t.Helper()

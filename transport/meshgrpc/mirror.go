@@ -15,8 +15,14 @@ import (
 // maxShadow bounds a copy to a mirror whose route has no time limit.
 const maxShadow = time.Minute
 
-// sendShadows sends copies of a unary RPC to mirrors, in the background.
-func (u *unaryRPC) sendShadows(all []*outbound.Call) {
+// copies are those of a unary RPC, which wait for it to have an endpoint.
+type copies struct {
+	calls   []*outbound.Call
+	encoded *encoded
+}
+
+// mirror prepares the copies of the RPC. The caller may change its request once the RPC is over.
+func (u *unaryRPC) mirror(all []*outbound.Call) {
 	if len(all) == 0 {
 		return
 	}
@@ -25,11 +31,28 @@ func (u *unaryRPC) sendShadows(all []*outbound.Call) {
 		dropShadows(all)
 		return
 	}
-	for _, c := range all {
+	u.copies.Store(&copies{all, e})
+}
+
+// sendCopies sends the copies that wait, in the background: the RPC has an endpoint (Envoy).
+func (u *unaryRPC) sendCopies() {
+	all := u.copies.Swap(nil)
+	if all == nil {
+		return // another attempt was first
+	}
+	invoke, cc := u.invoke, u.cc
+	for _, c := range all.calls {
 		s := u.shadow(c)
 		go s.send(func(ctx context.Context, method string, options []grpc.CallOption) error {
-			return u.invoke(ctx, method, e.request, new(frame), u.cc, options...)
-		}, e.options)
+			return invoke(ctx, method, all.encoded.request, new(frame), cc, options...)
+		}, all.encoded.options)
+	}
+}
+
+// dropCopies gives up the copies of an RPC that never had an endpoint.
+func (r *rpc) dropCopies() {
+	if all := r.copies.Swap(nil); all != nil {
+		dropShadows(all.calls)
 	}
 }
 

@@ -1,7 +1,6 @@
 package meshgrpc
 
 import (
-	"context"
 	"io"
 	"net"
 	"sync"
@@ -13,104 +12,71 @@ import (
 	"google.golang.org/grpc/codes"
 	pb "google.golang.org/grpc/interop/grpc_testing"
 
-	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 )
-
-// pingServer accepts streams and answers none; it answers pings while it is told to.
-type pingServer struct {
-	answers atomic.Bool
-	pings   atomic.Int64
-	conns   sync.WaitGroup
-	lis     net.Listener
-}
-
-func newPingServer(t *testing.T) *pingServer {
-	s := &pingServer{lis: listen(t)}
-	s.conns.Add(1)
-	go func() {
-		defer s.conns.Done()
-		for {
-			conn, err := s.lis.Accept()
-			if err != nil {
-				return
-			}
-			s.conns.Add(1)
-			go s.serve(conn)
-		}
-	}()
-	t.Cleanup(func() {
-		s.lis.Close()
-		s.conns.Wait()
-	})
-	return s
-}
-
-func (s *pingServer) serve(conn net.Conn) {
-	defer s.conns.Done()
-	defer conn.Close()
-	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
-		return
-	}
-	f := http2.NewFramer(conn, conn)
-	_ = f.WriteSettings()
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return
-		}
-		switch frame := frame.(type) {
-		case *http2.SettingsFrame:
-			if !frame.IsAck() {
-				_ = f.WriteSettingsAck()
-			}
-		case *http2.PingFrame:
-			if frame.IsAck() {
-				continue
-			}
-			s.pings.Add(1)
-			if s.answers.Load() {
-				_ = f.WritePing(true, frame.Data)
-			}
-		}
-	}
-}
 
 // TestMeshPings: where a cluster asks for it, a connection whose other end does
 // not answer ends, and its RPCs with it; one whose end answers stays.
 func TestMeshPings(t *testing.T) {
-	leak.Check(t)
-	s := newPingServer(t)
-	s.answers.Store(true)
-	w := newMeshWorld(t)
-	c := mcluster("c", s.lis.Addr().String())
-	c.HTTP2Ping = snapshot.HTTP2Ping{Interval: 20 * time.Millisecond, Timeout: 2 * time.Second}
-	w.set([]*snapshot.Cluster{c}, mroute(t, "c"))
-	client, _ := w.dial(t)
-	ctx, cancel := context.WithCancel(testContext(t))
-	defer cancel()
-	result := make(chan error, 1)
-	go func() {
-		_, err := client.UnaryCall(ctx, &pb.SimpleRequest{})
-		result <- err
-	}()
-	eventually(t, func() string {
-		if s.pings.Load() < 3 {
-			return "fewer than three pings"
+	inBubble(t, func(t *testing.T, w *bubble) {
+		var answers atomic.Bool
+		var pings atomic.Int64
+		answers.Store(true)
+		address, lis := w.listen()
+		var conns sync.WaitGroup
+		conns.Go(func() {
+			for {
+				conn, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				conns.Go(func() {
+					frameServer(conn, func(f *http2.Framer, frame http2.Frame) {
+						if ping, ok := frame.(*http2.PingFrame); ok && !ping.IsAck() {
+							pings.Add(1)
+							if answers.Load() {
+								_ = f.WritePing(true, ping.Data)
+							}
+						}
+					})
+				})
+			}
+		})
+		t.Cleanup(func() {
+			lis.Close()
+			conns.Wait()
+		})
+		c := mcluster("c", address)
+		c.HTTP2Ping = snapshot.HTTP2Ping{Interval: 20 * time.Second, Timeout: 2 * time.Second}
+		w.set([]*snapshot.Cluster{c}, mroute(t, "c"))
+		result := make(chan error, 1)
+		began := time.Now()
+		client := w.dial(t)
+		go func() {
+			_, err := client.UnaryCall(t.Context(), &pb.SimpleRequest{})
+			result <- err
+		}()
+		// Something is heard in the first 20 s, and then what answers the pings
+		// after 40 s, 62 s and 84 s, each of which has 2 s for it.
+		time.Sleep(85 * time.Second)
+		select {
+		case err := <-result:
+			t.Fatalf("an RPC on a connection that answers: %v", err)
+		default:
 		}
-		return ""
+		if n := pings.Load(); n != 3 {
+			t.Errorf("%d pings", n)
+		}
+		answers.Store(false)
+		wantCode(t, <-result, codes.Unavailable)
+		if took := time.Since(began); took != (106+2)*time.Second {
+			t.Errorf("ended after %s", took)
+		}
+		w.quiet(t)
+		if w.failures() != 1 {
+			t.Errorf("%d failures of the endpoint", w.failures())
+		}
 	})
-	select {
-	case err := <-result:
-		t.Fatalf("an RPC on a connection that answers: %v", err)
-	default:
-	}
-	s.answers.Store(false)
-	wantCode(t, <-result, codes.Unavailable)
-	w.quiet(t)
-	if w.failures() != 1 {
-		t.Errorf("%d failures of the endpoint", w.failures())
-	}
 }
 
 // TestPingsBetweenFrames: with a ping due all the time, what is written is still

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sinew-mesh/sinew/identity"
+	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/resilience"
@@ -44,7 +45,7 @@ func TestServerHolds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			leak.Check(t)
-			var l log
+			var l journal.Journal
 			e := inbound.New(inbound.Options{Subscribe: func(string) {}, Shedding: tt.shedding})
 			b, conn := admitted(t, e, &l)
 			e.Install(policy(b.address, &snapshot.Inbound{Plain: &tt.chain}))
@@ -100,7 +101,7 @@ func TestServerHolds(t *testing.T) {
 // TestServerDeadline: an RPC whose time is up when it comes to its turn reaches no handler.
 func TestServerDeadline(t *testing.T) {
 	leak.Check(t)
-	var l log
+	var l journal.Journal
 	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
 	b, _ := admitted(t, e, &l)
 	e.Install(policy(b.address, open()))
@@ -160,7 +161,7 @@ func TestServerClaims(t *testing.T) {
 	}
 	token, _ := signed.CompactSerialize()
 
-	var l log
+	var l journal.Journal
 	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
 	b, conn := admitted(t, e, &l)
 	var got atomic.Pointer[string]
@@ -199,7 +200,7 @@ func TestServerHost(t *testing.T) {
 	name, err := identity.HeaderIs(routing.HeaderMatch{Name: routing.NewHeaderName(":authority"), Kind: routing.HeaderString, String: routing.Exact("secret.example", true)})
 	in := deny(t, name, err)
 	in.Plain.Hosts = identity.HostOptions{Dot: true, Port: identity.StripAnyPort}
-	var l log
+	var l journal.Journal
 	e := inbound.New(inbound.Options{Subscribe: func(string) {}})
 	b, _ := admitted(t, e, &l)
 	var got atomic.Pointer[string]

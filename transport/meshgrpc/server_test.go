@@ -1,7 +1,6 @@
 package meshgrpc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -25,31 +24,14 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/transport/inbound"
 )
 
-// log collects what is logged.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
 // admitted is a server on loopback with the test service, health and reflection.
-func admitted(t *testing.T, e *inbound.Engine, l *log, more ...grpc.ServerOption) (*backend, *grpc.ClientConn) {
+func admitted(t *testing.T, e *inbound.Engine, l *journal.Journal, more ...grpc.ServerOption) (*backend, *grpc.ClientConn) {
 	t.Helper()
 	t.Cleanup(e.Close)
 	b := &backend{name: "b"}
@@ -114,7 +96,7 @@ func TestAdmission(t *testing.T) {
 		{name: "refused policy", policy: &snapshot.Inbound{Err: errors.New(secret)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var l log
+			var l journal.Journal
 			var asked atomic.Pointer[string]
 			e := inbound.New(inbound.Options{
 				Subscribe:  func(a string) { asked.Store(&a) },
@@ -170,7 +152,7 @@ func TestAdmission(t *testing.T) {
 
 func TestAdmissionWaitsForPolicy(t *testing.T) {
 	leak.Check(t)
-	var l log
+	var l journal.Journal
 	var e *inbound.Engine
 	e = inbound.New(inbound.Options{Subscribe: func(a string) { e.Install(policy(a, open())) }})
 	_, conn := admitted(t, e, &l)
@@ -183,7 +165,7 @@ func TestAdmissionWaitsForPolicy(t *testing.T) {
 
 func TestAdmissionWithoutControlPlane(t *testing.T) {
 	leak.Check(t)
-	var l log
+	var l journal.Journal
 	_, conn := admitted(t, inbound.New(inbound.Options{}), &l)
 	everyKind(t, conn, func(name string, err error) {
 		if err != nil {

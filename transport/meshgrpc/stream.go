@@ -203,7 +203,7 @@ func (s *stream) ends(a *attempt, err error) {
 		s.mu.Unlock()
 		return // it has not begun, or is not the present one any more
 	}
-	over := s.committed || !s.settling && (s.ctx.Err() != nil || s.cc.GetState() == connectivity.Shutdown)
+	over := s.ended() && (s.committed || !s.settling)
 	s.mu.Unlock()
 	if over {
 		s.finish(a, err)
@@ -342,12 +342,7 @@ func (s *stream) recover(dead grpc.ClientStream) {
 // step waits for the header of a stream, which commits it, or for its end
 // without one, after which there may be another attempt. The caller has set settling.
 func (s *stream) step(cs grpc.ClientStream, a *attempt) {
-	defer func() {
-		s.mu.Lock()
-		s.settling = false
-		s.move()
-		s.mu.Unlock()
-	}()
+	defer s.settled()
 	header, _ := cs.Header()
 	if header != nil {
 		s.commit(a, header)
@@ -383,6 +378,25 @@ func (s *stream) step(cs grpc.ClientStream, a *attempt) {
 		}
 		a = next
 	}
+}
+
+// settled ends step. What gRPC said meanwhile of the stream's end was left to
+// it, and nobody else may ever ask.
+func (s *stream) settled() {
+	s.mu.Lock()
+	s.settling = false
+	s.move()
+	a := s.attempt
+	over, err := a.over && s.ended(), a.last
+	s.mu.Unlock()
+	if over {
+		s.finish(a, err)
+	}
+}
+
+// ended reports whether a stream of gRPC's that is over is the last one. The caller holds mu.
+func (s *stream) ended() bool {
+	return s.committed || s.ctx.Err() != nil || s.cc.GetState() == connectivity.Shutdown
 }
 
 // resume sends on a new stream what was sent before.

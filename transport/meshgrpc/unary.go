@@ -111,12 +111,12 @@ func (u *unaryRPC) run() error {
 		return u.answer(local)
 	}
 	shadows := u.call.Shadows()
+	u.mirror(shadows)
 	initial, onTimeout := u.call.Hedges()
 	if initial > 1 || onTimeout {
-		return u.hedged(initial, onTimeout, shadows)
+		return u.hedged(initial, onTimeout)
 	}
 	u.alone = len(shadows) == 0
-	u.sendShadows(shadows)
 	return u.attempts()
 }
 
@@ -209,6 +209,9 @@ func (u *unaryRPC) sendAs(a *attempt, policy *resilience.RetryPolicy, above cont
 	for n := 0; ; n++ {
 		ctx, method, options, err := a.prepare(above, options)
 		if err == nil {
+			if u.copies.Load() != nil {
+				u.sendCopies()
+			}
 			err = u.invoke(ctx, method, request, reply, u.cc, options...)
 		}
 		if err == errAnew && n < maxAgain {

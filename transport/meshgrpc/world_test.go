@@ -23,6 +23,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	serverv3 "github.com/envoyproxy/go-control-plane/pkg/server/v3"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	pb "google.golang.org/grpc/interop/grpc_testing"
@@ -47,6 +48,13 @@ func serve(t testing.TB, s *grpc.Server) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveOn(t, s, lis)
+	return lis.Addr().String()
+}
+
+// serveOn runs a gRPC server on the listener until the test ends.
+func serveOn(t testing.TB, s *grpc.Server, lis net.Listener) {
+	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(lis) }()
 	t.Cleanup(func() {
@@ -55,7 +63,30 @@ func serve(t testing.TB, s *grpc.Server) string {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return lis.Addr().String()
+}
+
+// frameServer speaks HTTP/2 on the connection until it ends, and leaves the
+// answers to all but the settings to the test.
+func frameServer(conn net.Conn, answer func(*http2.Framer, http2.Frame)) {
+	defer conn.Close()
+	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+		return
+	}
+	f := http2.NewFramer(conn, conn)
+	_ = f.WriteSettings()
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return
+		}
+		if settings, ok := frame.(*http2.SettingsFrame); ok {
+			if !settings.IsAck() {
+				_ = f.WriteSettingsAck()
+			}
+			continue
+		}
+		answer(f, frame)
+	}
 }
 
 // backend is a test service that answers with its name.

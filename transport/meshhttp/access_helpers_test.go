@@ -137,7 +137,7 @@ func (o *observed) HandshakeFailed(_, rule string) {
 // failed waits until a handshake has failed and returns its rule.
 func (o *observed) failed(t testing.TB) string {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		o.mu.Lock()
 		n := len(o.handshakes)
 		o.mu.Unlock()

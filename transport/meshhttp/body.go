@@ -82,10 +82,11 @@ func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != htt
 // next returns the body for the next attempt. Attempts side by side may ask at
 // the same time, which only bodies that can be had by GetBody allow.
 func (b *bodies) next() (io.ReadCloser, error) {
+	if !hasBody(b.request) {
+		return b.source, nil
+	}
 	given := b.given.Add(1)
 	switch {
-	case !hasBody(b.request):
-		return b.source, nil
 	case b.replay != nil:
 		return b.replay.reader(), nil
 	case b.watched != nil:

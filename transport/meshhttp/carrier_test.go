@@ -174,26 +174,28 @@ func TestLoadInHeadersAndTrailers(t *testing.T) {
 					}
 				}
 			}
-			w := newWorld(t, ClientOptions{}, func(w *world) {
+			inBubble(t, ClientOptions{}, func(w *world) {
 				w.cluster.LB = lb.Policy{Kind: lb.ClientWeighted, Client: lb.ClientWeights{Update: 100 * time.Millisecond, Expiration: time.Minute, Blackout: time.Nanosecond}}
-			}, answer("busy", "TEXT application_utilization=0.9,rps_fractional=10"), answer("idle", "TEXT application_utilization=0.1,rps_fractional=10"))
-			for deadline := time.Now().Add(10 * time.Second); ; {
-				seen := map[string]int{}
-				for range 40 {
-					_, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
-					if err != nil {
-						t.Fatal(err)
+			}, []http.HandlerFunc{
+				answer("busy", "TEXT application_utilization=0.9,rps_fractional=10"), answer("idle", "TEXT application_utilization=0.1,rps_fractional=10"),
+			}, func(t *testing.T, w *world) {
+				calls := func(n int) map[string]int {
+					seen := map[string]int{}
+					for range n {
+						_, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
+						if err != nil {
+							t.Fatal(err)
+						}
+						seen[body]++
 					}
-					seen[body]++
+					return seen
 				}
-				if seen["idle"] >= 3*seen["busy"] {
-					break
+				calls(40) // from which the weights come
+				time.Sleep(300 * time.Millisecond)
+				if seen := calls(100); seen["busy"] < 8 || seen["busy"] > 12 {
+					t.Errorf("requests went to %v, want nine of ten to the idle one", seen)
 				}
-				if time.Now().After(deadline) {
-					t.Fatalf("requests went to %v", seen)
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
+			})
 		})
 	}
 }

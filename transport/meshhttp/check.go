@@ -64,7 +64,7 @@ func (w *wire) forChecks() *wire {
 	config := *w.config
 	config.Limits, config.HighLimits = noLimits, noLimits
 	config.MaxRequestsPerConnection, config.MaxConcurrentStreams = 0, 0
-	c := newWire(&config, w.identities)
+	c := newWire(&config, w.with)
 	if w.retired {
 		c.Retire()
 	}
@@ -79,7 +79,7 @@ var noLimits = resilience.Limits{
 
 // checkTCP makes a connection, with its TLS handshake where there is one.
 func (w *wire) checkTCP(ctx context.Context, t *outbound.CheckTarget) (outbound.CheckResult, error) {
-	dial := w.identities.network
+	dial := w.with.network
 	if dial == nil {
 		dial = dialer(w.config)
 	}
@@ -88,7 +88,7 @@ func (w *wire) checkTCP(ctx context.Context, t *outbound.CheckTarget) (outbound.
 		if err != nil {
 			return outbound.CheckNoAnswer, err
 		}
-		dial = dialTLS(dial, s.config(src, s.serverName(hostOf(t.Authority)), w.config.HTTP2), w.config.ConnectTimeout, false)
+		dial = dialTLS(dial, s.config(src, hostOf(t.Authority), w.config.HTTP2), w.config.ConnectTimeout, false)
 	}
 	conn, err := dial(ctx, "tcp", t.Address)
 	if err != nil {
@@ -99,7 +99,7 @@ func (w *wire) checkTCP(ctx context.Context, t *outbound.CheckTarget) (outbound.
 }
 
 // securing returns how connections are secured, and the identity for it.
-func (w *wire) securing(policy *snapshot.ClientTLS) (*secured, *heldSource, error) {
+func (w *wire) securing(policy *snapshot.ClientTLS) (*secured, *outbound.Identity, error) {
 	s := w.secured[policy]
 	if s == nil {
 		return nil, nil, errors.New("the cluster's connection settings have changed")

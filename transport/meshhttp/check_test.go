@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -66,14 +65,7 @@ func TestChecks(t *testing.T) {
 			w.WriteHeader(code)
 		})
 	}
-	dead := func(t *testing.T) string {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer lis.Close()
-		return lis.Addr().String()
-	}
+	dead := func(*testing.T) string { return deadAddress }
 	hang := plain(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	http1 := resilience.HealthCheck{Kind: resilience.HealthHTTP, Path: "/health?x=1"}
 	http2 := resilience.HealthCheck{Kind: resilience.HealthHTTP, Path: "/health?x=1", HTTP2: true}
@@ -112,10 +104,14 @@ func TestChecks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			leak.Check(t)
 			// No connection and no waiting request is allowed: checks are not held to that.
-			config := &snapshot.Cluster{Name: "c", ConnectTimeout: time.Second, Limits: resilience.Limits{}}
+			config := &snapshot.Cluster{Name: "c", ConnectTimeout: 20 * time.Second, Limits: resilience.Limits{}}
 			w := NewWire(nil)(config)
 			defer w.Retire()
-			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			limit := 20 * time.Second
+			if c.name == "no answer" {
+				limit = 100 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			for range 2 {
 				got, err := Checker{}.Check(ctx, &outbound.CheckTarget{Cluster: config, Wire: w, Address: c.serve(t), Authority: "checked", Check: &c.check})
@@ -145,10 +141,10 @@ func TestChecksOverTLS(t *testing.T) {
 		{"TCP, another's certificate", webID, resilience.HealthTCP, outbound.CheckNoAnswer},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			config := &snapshot.Cluster{Name: "c", ConnectTimeout: time.Second, Limits: unlimited, TLS: mutual(c.peer)}
+			config := &snapshot.Cluster{Name: "c", ConnectTimeout: 20 * time.Second, Limits: unlimited, TLS: mutual(c.peer)}
 			w := NewWire(func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error) { return src, nil })(config)
 			defer w.Retire()
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			got, err := Checker{}.Check(ctx, &outbound.CheckTarget{
 				Cluster: config, Wire: w, Security: config.TLS, Address: server.Listener.Addr().String(), Authority: "reviews",

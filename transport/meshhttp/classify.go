@@ -64,11 +64,11 @@ func (l *lane) classify(err error) {
 		o.Failure = resilience.Overflow
 	case l.x.ctx.Err() != nil:
 		o.Failure, o.Err = l.x.contextError(l.x.ctx.Err(), l.place())
-	case l.stop != nil && l.base.Err() != nil:
+	case l.side != nil && l.side.ctx.Err() != nil:
 		o.Failure, o.Err = resilience.Cancelled, errLost
 	case l.limit != nil && l.limit.passed.Load():
 		o.Failure = resilience.PerTryTimeout
-		o.Err = &outbound.TimeoutError{Place: l.place(), Limit: "per_try_timeout", After: l.limit.limit}
+		o.Err = &outbound.TimeoutError{Place: l.place(), Limit: "per_try_timeout", After: l.try.Timeout()}
 	case l.limit != nil && l.limit.idle.expired():
 		o.Failure = resilience.PerTryTimeout
 		o.Err = &outbound.TimeoutError{Place: l.place(), Limit: "per_try_idle_timeout", After: l.limit.idle.limit}

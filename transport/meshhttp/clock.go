@@ -45,7 +45,6 @@ func (c *clock) add(a *alarm) {
 		s = &c.shards[rand.Uint32()%uint32(len(c.shards))]
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	a.shard, a.next = s, s.first
 	if s.first != nil {
 		s.first.previous = a
@@ -54,17 +53,20 @@ func (c *clock) add(a *alarm) {
 	if s.set.IsZero() || a.at.Before(s.set) {
 		s.start(a.at)
 	}
+	s.mu.Unlock()
 }
 
-// remove takes an alarm off its list, if it was added and is still on it.
+// remove takes an alarm off its list, if it was added and is still on it. It and
+// add are not called at the same time.
 func (a *alarm) remove() {
 	s := a.shard
 	if s == nil {
 		return
 	}
+	a.shard = nil // so that the next call need not lock
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.unlink(a)
+	s.mu.Unlock()
 }
 
 // unlink takes an alarm off the list. The caller holds mu.

@@ -113,8 +113,8 @@ func newDay(t *testing.T, dir string) *day {
 		d.accepted.Add(1)
 		return at.DialContext(ctx)
 	}
-	identities := &identities{network: network, open: func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error) { return client, nil }}
-	d.out = outbound.New(outbound.Options{Subscribe: func(string) {}, PolicyWait: 10 * time.Second, NewWire: func(c *snapshot.Cluster) outbound.Wire { return newWire(c, identities) }})
+	with := &connecting{network: network, identities: outbound.NewIdentities(func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error) { return client, nil })}
+	d.out = outbound.New(outbound.Options{Subscribe: func(string) {}, PolicyWait: 10 * time.Second, NewWire: func(c *snapshot.Cluster) outbound.Wire { return newWire(c, with) }})
 	rt := NewRoundTripper(d.out, ClientOptions{})
 	d.client = &http.Client{Transport: rt}
 	d.later(func() {
@@ -211,9 +211,10 @@ func (d *day) get(host string) error {
 }
 
 // saysWhy reports whether an error tells that certificates have expired. The
-// server tells a client only that it can not shake hands, or not with it.
+// server tells a client only that it can not shake hands, or not with it, and on
+// a connection that there is that it is not ready.
 func saysWhy(err error) bool {
-	for _, why := range []string{"expired", "not accepted any more", "remote error: tls: internal error", "remote error: tls: bad certificate"} {
+	for _, why := range []string{"expired", "not accepted any more", `503 "{\"code\":\"not_ready\"`, "remote error: tls: internal error", "remote error: tls: bad certificate"} {
 		if strings.Contains(err.Error(), why) {
 			return true
 		}

@@ -2,7 +2,6 @@ package meshhttp
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 )
@@ -19,6 +18,7 @@ type deadline struct {
 	stop            func() bool // unhooks from the context above; nil where that can not end, or is parent
 	parent          *deadline   // ends this one as well; nil without
 	alarm           alarm
+	tunnel          *deadline // of the connection once it has another protocol; nil without
 
 	mu       sync.Mutex
 	done     chan struct{} // made when it is asked for
@@ -29,10 +29,14 @@ type deadline struct {
 	// without retries needs, and others. The first one's place is used once.
 	first     func()
 	firstUsed bool
-	more      []*hook
+	more      *hook
 }
 
-type hook struct{ f func() }
+// hook is a function that runs after the end, in a list.
+type hook struct {
+	f    func()
+	next *hook
+}
 
 // begin has the clock, which reads now, end the context after the limit. end must follow.
 func (d *deadline) begin(c *clock, above context.Context, now time.Time, limit time.Duration) {
@@ -74,13 +78,13 @@ func (d *deadline) join(parent *deadline, values context.Context) {
 func (d *deadline) leave() {
 	p := d.parent
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for at := &p.children; *at != nil; at = &(*at).sibling {
 		if *at == d {
 			*at = d.sibling
-			return
+			break
 		}
 	}
+	p.mu.Unlock()
 }
 
 func (d *deadline) ring()    { d.finish(context.DeadlineExceeded) }
@@ -89,6 +93,10 @@ func (d *deadline) inherit() { d.finish(d.Context.Err()) }
 // end frees what begin took.
 func (d *deadline) end() {
 	d.alarm.remove()
+	if t := d.tunnel; t != nil {
+		t.unhookFirst()
+		t.end()
+	}
 	if d.stop != nil {
 		d.stop()
 	}
@@ -100,10 +108,14 @@ func (d *deadline) end() {
 
 func (d *deadline) finish(err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.err != nil {
-		return
+	if d.err == nil {
+		d.finished(err)
 	}
+	d.mu.Unlock()
+}
+
+// finished is finish for the first time, with mu held.
+func (d *deadline) finished(err error) {
 	d.err = err
 	if d.done != nil {
 		close(d.done)
@@ -111,7 +123,7 @@ func (d *deadline) finish(err error) {
 	if d.first != nil {
 		go d.first()
 	}
-	for _, h := range d.more {
+	for h := d.more; h != nil; h = h.next {
 		go h.f()
 	}
 	d.first, d.more = nil, nil
@@ -145,8 +157,9 @@ func (d *deadline) Done() <-chan struct{} {
 // Err implements context.Context.
 func (d *deadline) Err() error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.err
+	err := d.err
+	d.mu.Unlock()
+	return err
 }
 
 // AfterFunc is what the context package looks for in contexts of other kinds:
@@ -163,28 +176,29 @@ func (d *deadline) AfterFunc(f func()) (stop func() bool) {
 		d.first, d.firstUsed = f, true
 		return d.unhookFirst
 	}
-	h := &hook{f}
-	d.more = append(d.more, h)
+	h := &hook{f, d.more}
+	d.more = h
 	return func() bool { return d.unhook(h) }
 }
 
 func (d *deadline) unhookFirst() bool {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	had := d.first != nil
 	d.first = nil
+	d.mu.Unlock()
 	return had
 }
 
 func (d *deadline) unhook(h *hook) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	i := slices.Index(d.more, h)
-	if i < 0 {
-		return false
+	for at := &d.more; *at != nil; at = &(*at).next {
+		if *at == h {
+			*at = h.next
+			return true
+		}
 	}
-	d.more = slices.Delete(d.more, i, i+1)
-	return true
+	return false
 }
 
 // within is the deadline with the values of a context that was made from it.

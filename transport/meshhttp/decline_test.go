@@ -44,6 +44,7 @@ func TestFirstCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := newHouse(t, strict(nil), http.HandlerFunc(who), func(o *inbound.Options) {
+		o.PolicyWait = time.Minute
 		o.Source = func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error) { return first, nil }
 	})
 	connected := make(chan error, 1)

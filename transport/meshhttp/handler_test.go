@@ -289,7 +289,7 @@ func TestServerRotation(t *testing.T) {
 		// until asks until the answer is as wanted, and wants every answer before that to be good.
 		until := func(what string, done func(*http.Response) bool) {
 			t.Helper()
-			for deadline := time.Now().Add(10 * time.Second); ; {
+			for deadline := time.Now().Add(20 * time.Second); ; {
 				resp, err := client.Get("https://" + h.address + "/")
 				if err != nil {
 					t.Fatal(err)

@@ -65,6 +65,15 @@ func (i *idle) stop() {
 	}
 }
 
+// end has the limit end another context; nil is no limit.
+func (i *idle) end(ends *deadline) {
+	if i != nil {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.ends = ends
+	}
+}
+
 // expired reports whether the limit has passed; nil is no limit.
 func (i *idle) expired() bool { return i != nil && i.passed.Load() }
 

@@ -32,19 +32,22 @@ type lane struct {
 	lease   outbound.Lease
 	first   sent // of the first attempt
 	outcome resilience.Outcome
+	side    *side // nil without a race
 
-	base     context.Context         // the call's, or in a race one that ends where another lane wins
-	stop     context.CancelCauseFunc // of base; nil without a race
-	begun    bool                    // the first attempt was begun already
-	replaced atomic.Bool             // in a race: another lane was begun in place of repetitions
+	limit   *try               // of the present attempt; nil without time limits of its own
+	gate    *gate              // that the present attempt has entered
+	conn    *streamConn        // of HTTP/2, with a place for the present attempt; nil without
+	secured *secured           // how policy secures the present attempt's connection; nil where it does not
+	source  *outbound.Identity // of secured
+	written *atomic.Bool       // whether the present attempt's header was written; nil where nobody asks
+}
 
-	limit   *try         // of the present attempt; nil without time limits of its own
-	soft    *time.Timer  // in a race: what begins another lane; nil where nothing does
-	gate    *gate        // that the present attempt has entered
-	conn    *streamConn  // of HTTP/2, with a place for the present attempt; nil without
-	secured *secured     // how policy secures the present attempt's connection; nil where it does not
-	source  *heldSource  // of secured
-	written *atomic.Bool // whether the present attempt's header was written; nil where nobody asks
+// context returns the context of the lane's attempts.
+func (l *lane) context() context.Context {
+	if l.side != nil {
+		return l.side.ctx
+	}
+	return l.x.ctx
 }
 
 // run sends the request until there is a response, or an error that shall not
@@ -60,7 +63,7 @@ func (l *lane) run(policy *resilience.RetryPolicy) (*http.Response, error) {
 		failed := l.outcome.Failure != resilience.NoFailure
 		wait, again := time.Duration(0), false
 		if policy != nil && l.outcome.Failure != resilience.Cancelled && l.outcome.Failure != resilience.RouteTimeout &&
-			!l.replaced.Load() && l.x.bodies.again() {
+			!l.replaced() && l.x.bodies.again() {
 			wait, again = l.try.Next(&l.outcome)
 		}
 		if !again {
@@ -78,7 +81,7 @@ func (l *lane) run(policy *resilience.RetryPolicy) (*http.Response, error) {
 			timer := time.NewTimer(wait)
 			select {
 			case <-timer.C:
-			case <-l.base.Done():
+			case <-l.context().Done():
 				timer.Stop()
 				if l.x.ctx.Err() == nil {
 					l.outcome.Failure, l.outcome.Err = resilience.Cancelled, errLost
@@ -96,24 +99,26 @@ func (l *lane) run(policy *resilience.RetryPolicy) (*http.Response, error) {
 func (l *lane) once(policy *resilience.RetryPolicy) (*http.Response, error) {
 	x := l.x
 	l.outcome = resilience.Outcome{GRPC: -1}
-	if !l.begun {
+	if l.side != nil && l.side.begun {
+		l.side.begun = false
+	} else {
 		if err := x.call.Begin(&l.try); err != nil {
 			l.outcome.Failure = resilience.Overflow
 			return nil, err
 		}
 	}
-	l.begun = false
 	if err := l.try.Pick(&l.lease, nil); err != nil {
 		return nil, err
 	}
 	x.sendCopies()
 	if err := l.secure(); err != nil {
-		if l.outcome.Failure = resilience.LocalError; l.base.Err() != nil {
+		if l.outcome.Failure = resilience.LocalError; l.context().Err() != nil {
 			l.outcome.Failure = resilience.Cancelled
 		}
 		return nil, err
 	}
-	ctx := l.base
+	base := l.context()
+	ctx := base
 	if x.rt.options.Observer != nil {
 		ctx = x.rt.options.Observer.TryStart(ctx, &l.try, l.lease.Endpoint())
 	}
@@ -126,12 +131,12 @@ func (l *lane) once(policy *resilience.RetryPolicy) (*http.Response, error) {
 	perTry, idle := l.try.Timeout(), l.try.IdleTimeout()
 	if x.race != nil && x.race.onTimeout {
 		if perTry > 0 {
-			l.soft = time.AfterFunc(perTry, func() { x.race.late(l) })
+			l.side.soft = time.AfterFunc(perTry, func() { x.race.late(l) })
 		}
 		perTry = 0
 	}
 	var parent *deadline // of which ctx is made, if only to have other values
-	if x.limited && l.stop == nil {
+	if x.limit.Context != nil && l.side == nil {
 		parent = &x.limit
 	}
 	switch {
@@ -139,27 +144,29 @@ func (l *lane) once(policy *resilience.RetryPolicy) (*http.Response, error) {
 		l.limit = new(try)
 		l.limit.begin(&x.rt.clock, parent, ctx, l.began(), perTry, idle)
 		ctx = &l.limit.ctx
-	case parent != nil && ctx != l.base:
+	case parent != nil && ctx != base:
 		ctx = within{parent, ctx}
 	}
 	resp, err := l.send(ctx)
-	if l.soft != nil {
-		l.soft.Stop()
+	if l.side != nil && l.side.soft != nil {
+		l.side.soft.Stop()
 	}
 	if err != nil {
 		l.classify(err)
 	} else {
 		l.outcome.Status, l.outcome.Header = resp.StatusCode, resp.Header
 		l.outcome.GRPC = grpcStatus(resp.Header)
-		l.outcome.Load = loadReport(resp.Header)
+		if l.lease.WantsLoad() {
+			l.outcome.Load = loadReport(resp.Header)
+		}
 		x.idle.touch()
 		if l.limit != nil {
 			l.limit.headersCame()
 		}
 	}
-	l.lease.Report(&l.outcome)
+	now := l.lease.Report(&l.outcome)
 	if x.rt.options.Observer != nil {
-		x.rt.options.Observer.TryEnd(spanned, &l.try, &l.outcome)
+		x.rt.options.Observer.TryEnd(spanned, &l.try, &l.outcome, now)
 	}
 	return resp, nil
 }
@@ -195,7 +202,7 @@ func (l *lane) secure() error {
 	if err != nil {
 		return &outbound.TLSError{Place: l.place(), Err: fmt.Errorf("identity source: %w", err)}
 	}
-	if _, err := l.x.call.Material(l.base, src, s.mutual()); err != nil {
+	if _, err := l.x.call.Material(l.context(), src, s.mutual()); err != nil {
 		return err
 	}
 	l.secured, l.source = s, src

@@ -163,7 +163,7 @@ func (x *exchange) copy() {
 	ctx, cancel := context.WithTimeout(x.rt.copies.ctx, limit)
 	defer cancel()
 	x.request = x.request.WithContext(ctx)
-	x.ctx, x.first.base = ctx, ctx
+	x.ctx = ctx
 	x.bodies.begin(x.request, x.request.Body, false, false, 0)
 	defer x.bodies.done()
 	resp, err := x.first.once(nil)

@@ -24,7 +24,7 @@ func mirrored(address string) func(*world) {
 	return func(w *world) {
 		w.route.Mirrors = []routing.Mirror{{Cluster: "m", Fraction: always, KeepHost: true}}
 		w.snap.Clusters["m"] = &snapshot.Cluster{
-			Name: "m", ConnectTimeout: time.Second, LB: lb.Policy{Kind: lb.RoundRobin}, Limits: unlimited,
+			Name: "m", ConnectTimeout: 20 * time.Second, LB: lb.Policy{Kind: lb.RoundRobin}, Limits: unlimited,
 			Endpoints: lb.NewEndpoints([]lb.Endpoint{{Address: address, Weight: 1}}, nil),
 		}
 	}

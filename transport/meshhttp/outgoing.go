@@ -11,9 +11,13 @@ import (
 // What may not stand in a request line is escaped first, so that no rewrite can
 // end the line, begin a query or send what a server would read as another request.
 func setTarget(u *url.URL, path, rawQuery string) {
-	path = escapeTarget(path, false)
 	u.RawQuery, u.ForceQuery = escapeTarget(rawQuery, true), false
 	u.Opaque, u.RawPath, u.Fragment, u.RawFragment = "", "", "", ""
+	if isPlain(path) {
+		u.Path = path
+		return
+	}
+	path = escapeTarget(path, false)
 	plain, err := url.PathUnescape(path)
 	if err == nil {
 		u.Path = plain
@@ -35,6 +39,18 @@ func setTarget(u *url.URL, path, rawQuery string) {
 		return
 	}
 	u.Path, u.Opaque = "", path
+}
+
+// isPlain reports whether a path has one spelling alone, which is most paths'.
+func isPlain(path string) bool {
+	for i := 0; i < len(path); i++ {
+		switch c := path[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '/', c == '-', c == '_', c == '.', c == '~':
+		default:
+			return false
+		}
+	}
+	return strings.HasPrefix(path, "/")
 }
 
 // escapeTarget escapes the bytes that no part of a request's target has (RFC 3986, 3.3 and 3.4).

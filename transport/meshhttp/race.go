@@ -3,6 +3,8 @@ package meshhttp
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
+	"time"
 
 	"github.com/sinew-mesh/sinew/resilience"
 )
@@ -15,7 +17,20 @@ type race struct {
 	results   chan result
 	soft      chan *lane
 	over      chan struct{} // closed when there is a winner
+	winner    *lane         // nil before
 }
+
+// side is what a lane has in a race alone.
+type side struct {
+	ctx      context.Context // the call's, which ends where another lane wins
+	stop     context.CancelCauseFunc
+	begun    bool        // the first attempt was begun already
+	replaced atomic.Bool // another lane was begun in place of repetitions
+	soft     *time.Timer // what begins another lane; nil where nothing does
+}
+
+// replaced reports whether another lane was begun in place of repetitions of this one.
+func (l *lane) replaced() bool { return l.side != nil && l.side.replaced.Load() }
 
 type result struct {
 	lane *lane
@@ -33,19 +48,18 @@ func (r *race) late(l *lane) {
 
 // runRace sends the request in lanes side by side, initial of them at once.
 func (x *exchange) runRace(policy *resilience.RetryPolicy, initial int, onTimeout bool) (*http.Response, error) {
-	x.winner = &x.first
 	if err := x.call.Begin(&x.first.try); err != nil {
-		x.outcome = resilience.Outcome{GRPC: -1, Failure: resilience.Overflow}
+		x.first.outcome = resilience.Outcome{GRPC: -1, Failure: resilience.Overflow}
 		return nil, err
 	}
-	x.first.begun = true
 	r := &race{onTimeout: onTimeout, results: make(chan result), soft: make(chan *lane), over: make(chan struct{})}
 	x.race = r
 	x.parts.Store(1) // the response
 	lanes := []*lane{&x.first}
 	running := 0
 	start := func(l *lane) {
-		l.base, l.stop = context.WithCancelCause(x.ctx)
+		l.side = &side{begun: l == &x.first}
+		l.side.ctx, l.side.stop = context.WithCancelCause(x.ctx)
 		running++
 		x.parts.Add(1)
 		go x.compete(r, l, policy)
@@ -69,8 +83,8 @@ func (x *exchange) runRace(policy *resilience.RetryPolicy, initial int, onTimeou
 	for running > 0 {
 		select {
 		case l := <-r.soft:
-			if !l.replaced.Load() && hedge() {
-				l.replaced.Store(true)
+			if !l.replaced() && hedge() {
+				l.side.replaced.Store(true)
 			}
 			continue
 		case next := <-r.results:
@@ -91,12 +105,12 @@ func (x *exchange) runRace(policy *resilience.RetryPolicy, initial int, onTimeou
 	}
 	for _, l := range lanes {
 		if l != best.lane {
-			l.stop(errLost)
+			l.side.stop(errLost)
 		}
 	}
 	close(r.over)
 	best.lane.try.Commit()
-	x.winner, x.outcome = best.lane, best.lane.outcome
+	r.winner = best.lane
 	return best.resp, best.err
 }
 
@@ -127,7 +141,7 @@ func (x *exchange) compete(r *race, l *lane, policy *resilience.RetryPolicy) {
 
 // discard ends a lane that nobody wants the answer of.
 func (r *result) discard() {
-	r.lane.stop(errLost)
+	r.lane.side.stop(errLost)
 	if r.resp != nil {
 		r.resp.Body.Close()
 	}

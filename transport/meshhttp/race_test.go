@@ -72,7 +72,7 @@ func TestHedges(t *testing.T) {
 		{name: "and another", change: []func(*world){onTimeout}, serve: []behaviour{hangs, hangs, answers(200, "third")}, code: 200, want: "third", tries: 3},
 		{name: "the slow one may still win", change: []func(*world){onTimeout}, serve: []behaviour{
 			func(_ int32, w http.ResponseWriter, r *http.Request) {
-				time.Sleep(100 * time.Millisecond) // beyond its limit
+				time.Sleep(100 * time.Millisecond) // beyond all limits
 				_, _ = io.WriteString(w, "first")
 			}, hangs,
 		}, code: 200, want: "first"},
@@ -81,31 +81,32 @@ func TestHedges(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, HTTP/2 %t", c.name, h2), func(t *testing.T) {
 				var tries atomic.Int32
 				rec := &recorder{}
-				w := newWorld(t, ClientOptions{Observer: rec}, func(w *world) {
+				inBubble(t, ClientOptions{Observer: rec}, func(w *world) {
 					for _, change := range c.change {
 						change(w)
 					}
 					w.cluster.HTTP2 = h2
-				}, func(w http.ResponseWriter, r *http.Request) {
+				}, []http.HandlerFunc{func(w http.ResponseWriter, r *http.Request) {
 					n := tries.Add(1)
 					c.serve[min(int(n), len(c.serve))-1](n, w, r)
+				}}, func(t *testing.T, w *world) {
+					w.servers[0].Config.ErrorLog = discardLog
+					method := c.method
+					if method == "" {
+						method = "GET"
+					}
+					var body io.Reader
+					if c.body != nil {
+						body = c.body()
+					}
+					code, got, err := get(t, w.client, request(t, method, "http://svc/", body))
+					if (err != nil) != c.fails || code != c.code || got != c.want {
+						t.Errorf("%d %q %v, want %d %q", code, got, err, c.code, c.want)
+					}
+					if n := tries.Load(); c.tries > 0 && n != c.tries {
+						t.Errorf("%d attempts, want %d", n, c.tries)
+					}
 				})
-				w.servers[0].Config.ErrorLog = discardLog
-				method := c.method
-				if method == "" {
-					method = "GET"
-				}
-				var body io.Reader
-				if c.body != nil {
-					body = c.body()
-				}
-				code, got, err := get(t, w.client, request(t, method, "http://svc/", body))
-				if (err != nil) != c.fails || code != c.code || got != c.want {
-					t.Errorf("%d %q %v, want %d %q", code, got, err, c.code, c.want)
-				}
-				if n := tries.Load(); c.tries > 0 && n != c.tries {
-					t.Errorf("%d attempts, want %d", n, c.tries)
-				}
 			})
 		}
 	}
@@ -191,13 +192,13 @@ func TestRaceEnds(t *testing.T) {
 // (which newWorld looks at).
 func TestManyRaces(t *testing.T) {
 	var n atomic.Int32
-	w := newWorld(t, ClientOptions{}, func(w *world) {
+	inBubble(t, ClientOptions{}, func(w *world) {
 		w.route.Hedge = &resilience.Hedge{Initial: 2, OnPerTryTimeout: true}
 		w.route.Retry = retryOn(t, "5xx,reset", 3)
 		w.route.Retry.PerTryTimeout = 20 * time.Millisecond
 		w.route.Timeout = time.Minute
 		w.cluster.HTTP2 = true
-	}, func(w http.ResponseWriter, r *http.Request) {
+	}, []http.HandlerFunc{func(w http.ResponseWriter, r *http.Request) {
 		switch n.Add(1) % 7 {
 		case 0:
 			w.WriteHeader(503)
@@ -205,16 +206,17 @@ func TestManyRaces(t *testing.T) {
 			time.Sleep(25 * time.Millisecond)
 		}
 		_, _ = io.WriteString(w, "ok")
-	})
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			for range 25 {
-				if _, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil {
-					t.Error(err)
+	}}, func(t *testing.T, w *world) {
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				for range 25 {
+					if _, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil)); err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
-	all.Wait()
+			})
+		}
+		all.Wait()
+	})
 }

@@ -318,7 +318,7 @@ func TestHoldsEnd(t *testing.T) {
 		// Without a queue each of these needs the one place; it may come back a moment after the answer.
 		free := func(after string) {
 			t.Helper()
-			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 				if resp, err := get(t.Context(), "/"); err == nil && resp.StatusCode == 200 {
 					return
 				}

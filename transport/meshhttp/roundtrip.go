@@ -88,19 +88,15 @@ type exchange struct {
 	race    *race          // nil where no attempts run side by side
 	rt      *RoundTripper
 	request *http.Request
-	outcome resilience.Outcome // the call's
-
 	ctx     context.Context // the call's: the request's, the span, the route's time limits
-	limited bool            // limit is ctx
-	limit   deadline
-	idle    *idle // nil without an idle limit
+	limit   deadline        // ctx, if it was begun
+	idle    *idle           // nil without an idle limit
 
 	copies atomic.Pointer[[]*exchange] // for mirrors, until the request has an endpoint; nil without
 
 	bodies   bodies         // the request's
 	response *http.Response // what the caller has
 	body     io.ReadCloser  // the response's
-	winner   *lane          // that it came from
 	finished atomic.Bool
 	parts    atomic.Int32 // in a race: attempts that have not ended, and the response
 }
@@ -138,14 +134,14 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	if local := x.call.Local(); local != nil {
 		closeBody(req.Body)
 		resp := localResponse(req, local)
-		x.outcome = resilience.Outcome{Status: resp.StatusCode, GRPC: grpcStatus(resp.Header)}
+		x.first.outcome = resilience.Outcome{Status: resp.StatusCode, GRPC: grpcStatus(resp.Header)}
 		x.finish()
 		return resp, nil
 	}
 	x.begin()
 	resp, err := x.attempts()
 	if err != nil {
-		x.outcome.Err = err
+		x.winner().outcome.Err = err
 		x.finish()
 		return nil, err
 	}
@@ -154,9 +150,17 @@ func (rt *RoundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // fail ends the exchange before any attempt.
 func (x *exchange) fail(o resilience.Outcome) error {
-	x.outcome = o
+	x.first.outcome = o
 	x.finish()
 	return o.Err
+}
+
+// winner returns the lane whose outcome is the call's.
+func (x *exchange) winner() *lane {
+	if x.race != nil && x.race.winner != nil {
+		return x.race.winner
+	}
+	return &x.first
 }
 
 // hold keeps the request for as long as an injected fault asks for.
@@ -183,7 +187,7 @@ func (x *exchange) begin() {
 	default:
 		return
 	}
-	x.ctx, x.limited = &x.limit, true
+	x.ctx = &x.limit
 	if idle > 0 {
 		x.idle = newIdle(&x.rt.clock, idle, &x.limit)
 	}
@@ -202,10 +206,8 @@ func (x *exchange) attempts() (*http.Response, error) {
 	if initial, onTimeout := x.call.Hedges(); (initial > 1 || onTimeout) && x.repeatable() {
 		return x.runRace(policy, initial, onTimeout)
 	}
-	x.first.base = x.ctx
 	resp, err := x.first.run(policy)
 	x.first.try.Commit()
-	x.outcome, x.winner = x.first.outcome, &x.first
 	return resp, err
 }
 
@@ -224,11 +226,10 @@ func (x *exchange) finish() {
 
 // end frees all that the exchange holds: attempt, call, time limits.
 func (x *exchange) end() {
-	if l := x.winner; l != nil {
-		l.end()
-		if l.stop != nil {
-			l.stop(nil)
-		}
+	l := x.winner()
+	l.end()
+	if l.side != nil {
+		l.side.stop(nil)
 	}
 	if x.race == nil {
 		x.close()
@@ -247,20 +248,21 @@ func (x *exchange) part() {
 func (x *exchange) close() {
 	x.idle.stop()
 	x.dropCopies()
-	x.call.Finish(&x.outcome)
-	if x.limited {
+	x.call.Finish(&x.winner().outcome)
+	if x.limit.Context != nil {
 		x.limit.end()
 	}
 }
 
 // hand makes the response the caller's: the exchange ends with its body.
 func (x *exchange) hand(resp *http.Response) *http.Response {
-	x.outcome.Header = nil // the caller may change it from now on
+	l := x.winner()
+	l.outcome.Header = nil // the caller may change it from now on
 	if resp.Header == nil {
 		resp.Header = make(http.Header)
 	}
 	if !x.call.Passes() {
-		x.call.Incoming(&x.winner.lease, resp.StatusCode, resp.Header, routing.CanonicalHeaders)
+		x.call.Incoming(&l.lease, resp.StatusCode, resp.Header, routing.CanonicalHeaders)
 	}
 	resp.Request = x.request
 	if resp.Body == nil || resp.Body == http.NoBody {
@@ -268,6 +270,9 @@ func (x *exchange) hand(resp *http.Response) *http.Response {
 		return resp
 	}
 	x.body, x.response = resp.Body, resp
+	if tunnels(x.request, resp) {
+		x.tunnel(resp.Body)
+	}
 	if writer, ok := resp.Body.(io.Writer); ok {
 		// 101 Switching Protocols: the caller writes to the body as well.
 		resp.Body = &upgraded{exchange: x, writer: writer}
@@ -284,14 +289,12 @@ func (x *exchange) Read(p []byte) (int, error) {
 	// Close may run at the same time: who is first owns the exchange.
 	if err != nil && !x.finished.Swap(true) {
 		if err != io.EOF {
-			status := x.outcome.Status
-			x.winner.classify(err)
-			x.outcome = x.winner.outcome
-			x.outcome.Status, err = status, x.outcome.Err
-		} else if len(x.response.Trailer) > 0 {
-			if load := loadReport(x.response.Trailer); load != nil && !x.call.Passes() {
-				x.winner.lease.ReportLoad(load)
-			}
+			l := x.winner()
+			status := l.outcome.Status
+			l.classify(err)
+			l.outcome.Status, err = status, l.outcome.Err
+		} else if l := x.winner(); len(x.response.Trailer) > 0 && l.lease.WantsLoad() {
+			l.lease.ReportLoad(loadReport(x.response.Trailer))
 		}
 		x.end()
 	}
@@ -301,7 +304,7 @@ func (x *exchange) Read(p []byte) (int, error) {
 // moved notes that bytes of the response have moved.
 func (x *exchange) moved() {
 	x.idle.touch()
-	if limit := x.winner.limit; limit != nil {
+	if limit := x.winner().limit; limit != nil {
 		limit.idle.touch()
 	}
 }
@@ -355,7 +358,11 @@ func (x *exchange) contextError(err error, at outbound.Place) (resilience.Failur
 	case x.idle.expired():
 		return resilience.RouteTimeout, &outbound.TimeoutError{Place: at, Limit: "idle_timeout", After: x.idle.limit}
 	case errors.Is(err, context.DeadlineExceeded) && x.call.Timeout() > 0:
-		return resilience.RouteTimeout, &outbound.TimeoutError{Place: at, Limit: "timeout", After: x.call.Timeout()}
+		after := x.call.Timeout()
+		if x.limit.tunnel != nil {
+			after = x.call.StreamTimeout()
+		}
+		return resilience.RouteTimeout, &outbound.TimeoutError{Place: at, Limit: "timeout", After: after}
 	}
 	return resilience.Cancelled, err
 }

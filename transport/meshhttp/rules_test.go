@@ -201,39 +201,41 @@ func TestIdleLimits(t *testing.T) {
 	} {
 		for _, h2 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, HTTP/2 %t", c.name, h2), func(t *testing.T) {
-				w := newWorld(t, ClientOptions{}, func(w *world) {
+				inBubble(t, ClientOptions{}, func(w *world) {
 					c.change(w)
 					w.cluster.HTTP2 = h2
-				}, c.handler)
-				_, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
-				var timeout *outbound.TimeoutError
-				if !errors.As(err, &timeout) || timeout.Limit != c.limit || timeout.After != limit || body != c.body {
-					t.Errorf("%q, error %v, want %s", body, err, c.limit)
-				}
-				var u *url.Error
-				if errors.As(err, &u) && !u.Timeout() {
-					t.Errorf("%v does not say that it is a timeout", err)
-				}
+				}, []http.HandlerFunc{c.handler}, func(t *testing.T, w *world) {
+					_, body, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
+					var timeout *outbound.TimeoutError
+					if !errors.As(err, &timeout) || timeout.Limit != c.limit || timeout.After != limit || body != c.body {
+						t.Errorf("%q, error %v, want %s", body, err, c.limit)
+					}
+					var u *url.Error
+					if errors.As(err, &u) && !u.Timeout() {
+						t.Errorf("%v does not say that it is a timeout", err)
+					}
+				})
 			})
 		}
 	}
 	t.Run("what moves goes on", func(t *testing.T) {
-		w := newWorld(t, ClientOptions{}, func(w *world) {
+		inBubble(t, ClientOptions{}, func(w *world) {
 			w.route.IdleTimeout = time.Second
 			w.route.Retry = retryOn(t, "reset", 0)
 			w.route.Retry.PerTryIdleTimeout = time.Second
 			w.cluster.HTTP2 = true
-		}, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
-		read, write := io.Pipe()
-		go func() {
-			for range 30 {
-				time.Sleep(50 * time.Millisecond) // in all longer than the limits, each far below them
-				_, _ = io.WriteString(write, ".")
+		}, []http.HandlerFunc{func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }}, func(t *testing.T, w *world) {
+			read, write := io.Pipe()
+			go func() {
+				for range 30 {
+					time.Sleep(900 * time.Millisecond)
+					_, _ = io.WriteString(write, ".")
+				}
+				write.Close()
+			}()
+			if _, body, err := get(t, w.client, request(t, "POST", "http://svc/", read)); err != nil || len(body) != 30 {
+				t.Errorf("%d bytes, %v", len(body), err)
 			}
-			write.Close()
-		}()
-		if _, body, err := get(t, w.client, request(t, "POST", "http://svc/", read)); err != nil || len(body) != 30 {
-			t.Errorf("%d bytes, %v", len(body), err)
-		}
+		})
 	})
 }

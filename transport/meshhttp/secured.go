@@ -3,7 +3,6 @@ package meshhttp
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/sinew-mesh/sinew/identity/tlsconfig"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 // secured holds the connections to those endpoints of a cluster that policy
@@ -25,7 +25,7 @@ type secured struct {
 	connections atomic.Pointer[generation]
 
 	mu      sync.Mutex // guards what follows
-	held    atomic.Pointer[heldSource]
+	held    atomic.Pointer[outbound.Identity]
 	retired bool
 }
 
@@ -54,7 +54,7 @@ func newSecured(w *wire, policy *snapshot.ClientTLS) *secured {
 }
 
 // source returns the identity source, which it opens if need be.
-func (s *secured) source() (*heldSource, error) {
+func (s *secured) source() (*outbound.Identity, error) {
 	if h := s.held.Load(); h != nil {
 		return h, nil
 	}
@@ -66,7 +66,7 @@ func (s *secured) source() (*heldSource, error) {
 	if s.retired {
 		return nil, errors.New("the cluster's connection settings have changed")
 	}
-	h, err := s.wire.identities.hold(s)
+	h, err := s.wire.with.identities.Hold(s.policy, s.renew)
 	if err == nil {
 		s.held.Store(h)
 	}
@@ -74,7 +74,7 @@ func (s *secured) source() (*heldSource, error) {
 }
 
 // mutual reports whether our certificate is presented.
-func (s *secured) mutual() bool { return s.policy.Certificate != (snapshot.CertificateSource{}) }
+func (s *secured) mutual() bool { return outbound.Mutual(s.policy) }
 
 // renew has new requests make new connections. Those that are idle close, and
 // those that are busy when they have become idle.
@@ -89,7 +89,7 @@ func (s *secured) retire() {
 	h := s.held.Load()
 	s.mu.Unlock()
 	if h != nil {
-		h.release(s)
+		_ = h.Close()
 	}
 	s.connections.Load().retire()
 }
@@ -115,8 +115,8 @@ func (g *generation) closeIdle() {
 
 // transport returns the connections for the host that a request calls; inner
 // is the host of an https URL.
-func (s *secured) transport(src *heldSource, host, inner string, http2 bool) carrier {
-	key := generationKey{serverName: s.serverName(host), inner: inner, http2: http2 && inner == ""}
+func (s *secured) transport(src *outbound.Identity, host, inner string, http2 bool) carrier {
+	key := generationKey{serverName: outbound.ServerName(s.policy, host), inner: inner, http2: http2 && inner == ""}
 	g := s.connections.Load()
 	if t, ok := g.transports.Load(key); ok {
 		return t.(carrier)
@@ -126,7 +126,7 @@ func (s *secured) transport(src *heldSource, host, inner string, http2 bool) car
 	if t, ok := g.transports.Load(key); ok {
 		return t.(carrier)
 	}
-	t := newTransport(s.wire.config, s.wire.identities.network)
+	t := newTransport(s.wire.config, s.wire.with.network)
 	limit := s.wire.config.ConnectTimeout
 	var made carrier = t
 	switch {
@@ -150,62 +150,11 @@ func (s *secured) transport(src *heldSource, host, inner string, http2 bool) car
 	return made
 }
 
-// serverName is what is sent as SNI to the host that a request calls.
-func (s *secured) serverName(host string) string {
-	if s.policy.ServerName != "" {
-		return s.policy.ServerName
-	}
-	return host
-}
-
 // config is the policy for crypto/tls.
-func (s *secured) config(src *heldSource, serverName string, http2 bool) *tls.Config {
-	return tlsconfig.Client(src, tlsconfig.ClientOptions{
-		ServerName:         serverName,
-		Peer:               tlsconfig.Peer{SANs: s.policy.SANs},
-		Verification:       verification(s.policy.Verify),
-		WithoutCertificate: !s.mutual(),
-		MinVersion:         s.policy.MinVersion,
-		Protocols:          protocols(s.policy, http2),
-	})
-}
-
-func verification(v snapshot.Verification) tlsconfig.Verification {
-	switch v {
-	case snapshot.VerifySPIFFE:
-		return tlsconfig.VerifySPIFFE
-	case snapshot.VerifyName:
-		return tlsconfig.VerifyName
-	case snapshot.VerifySANs:
-		return tlsconfig.VerifySANs
-	default:
-		panic(fmt.Sprintf("meshhttp: verification %d", v)) // a new one needs its counterpart here
-	}
-}
-
-// protocols are what is offered by ALPN: the HTTP version that the cluster
-// speaks, before what else policy lists. The other HTTP version is left out even where
-// policy lists it: the server would choose, and limits on connections mean
-// another thing with each.
-func protocols(policy *snapshot.ClientTLS, http2 bool) []string {
-	own := tlsconfig.ProtocolHTTP1
+func (s *secured) config(src *outbound.Identity, host string, http2 bool) *tls.Config {
+	protocol := tlsconfig.ProtocolHTTP1
 	if http2 {
-		own = tlsconfig.ProtocolHTTP2
+		protocol = tlsconfig.ProtocolHTTP2
 	}
-	list := []string{own}
-	for _, p := range policy.Protocols {
-		switch p {
-		case "h2", "istio-h2", "http/1.1", "http/1.0", "istio-http/1.1", "istio-http/1.0":
-		default:
-			list = append(list, p)
-		}
-	}
-	if policy.Verify == snapshot.VerifySPIFFE && !slices.Contains(list, protocolIstio) {
-		// Without it an Istio proxy that takes plaintext too would not
-		// recognise the connection as mutual TLS of the mesh.
-		list = append(list, protocolIstio)
-	}
-	return list
+	return outbound.ClientTLS(src, s.policy, host, protocol)
 }
-
-const protocolIstio = "istio"

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -22,6 +23,7 @@ import (
 	"github.com/sinew-mesh/sinew/identity/tlsconfig"
 	"github.com/sinew-mesh/sinew/internal/snapshot"
 	"github.com/sinew-mesh/sinew/routing/lb"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 const (
@@ -167,13 +169,45 @@ func secureServer(t testing.TB, config *tls.Config, h http.HandlerFunc) *httptes
 	return s
 }
 
+// lingeringServer is a secureServer whose alerts always arrive: a connection
+// that closes with something unread is reset, and may take what was sent with it.
+func lingeringServer(t testing.TB, config *tls.Config, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = discardLog
+	s.Listener = lingeringListener{s.Listener}
+	s.TLS, s.EnableHTTP2 = config, true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+type lingeringListener struct{ net.Listener }
+
+func (l lingeringListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return lingering{c.(*net.TCPConn)}, nil
+}
+
+type lingering struct{ *net.TCPConn }
+
+func (l lingering) Close() error {
+	_ = l.CloseWrite()
+	_ = l.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_, _ = io.Copy(io.Discard, l.TCPConn)
+	return l.TCPConn.Close()
+}
+
 // mutualServer takes any client of the source's trust.
 func mutualServer(t testing.TB, src source.Source, h http.HandlerFunc) *httptest.Server {
 	return secureServer(t, tlsconfig.Server(src, tlsconfig.ServerOptions{Protocols: []string{"h2", "http/1.1"}}), h)
 }
 
 // securedWorld is a world whose cluster has the server as its one endpoint.
-func securedWorld(t *testing.T, rec *recorder, open Sources, s *httptest.Server, change func(*snapshot.Cluster)) *world {
+func securedWorld(t *testing.T, rec *recorder, open outbound.Sources, s *httptest.Server, change func(*snapshot.Cluster)) *world {
 	t.Helper()
 	w := newWorld(t, ClientOptions{Observer: rec}, func(w *world) {
 		w.cluster.Endpoints = lb.NewEndpoints([]lb.Endpoint{{Address: s.Listener.Addr().String(), Weight: 1}}, nil)

@@ -231,30 +231,29 @@ func TestServerRefusesUs(t *testing.T) {
 		t.Run(map[bool]string{false: "HTTP1", true: "HTTP2"}[http2], func(t *testing.T) {
 			ca, other := newAuthority(t), newAuthority(t)
 			var handled atomic.Int64
-			server := mutualServer(t, static(t, ca.material(t, ca.issue(t, reviewsID))), func(http.ResponseWriter, *http.Request) { handled.Add(1) })
+			server := lingeringServer(t, tlsconfig.Server(static(t, ca.material(t, ca.issue(t, reviewsID))), tlsconfig.ServerOptions{Protocols: []string{"h2", "http/1.1"}}),
+				func(http.ResponseWriter, *http.Request) { handled.Add(1) })
 			ours := other.issue(t, webID)
 			src := &counting{Source: static(t, &source.Material{Certificate: ours, Bundles: ca.bundles(t)})}
 			rec := &recorder{}
 			w := securedWorld(t, rec, src.open, server, func(c *snapshot.Cluster) { c.HTTP2, c.TLS = http2, mutual(reviewsID) })
-			// Whether the alert is read, or the connection is found closed first, is chance.
-			alerts := 0
 			for range 20 {
 				_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
-				if err == nil {
-					t.Fatal("the request went through")
-				}
-				if errors.As(err, new(*outbound.TLSError)) {
-					alerts++
-				}
-			}
-			connect := 0
-			for _, f := range rec.failures() {
-				if f == resilience.ConnectFailure {
-					connect++
+				// With HTTP/2 the alert may come before the request has a stream. Of
+				// that net/http says only that the connection can not be used.
+				unusable := http2 && err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
+				if !unusable && !errors.As(err, new(*outbound.TLSError)) {
+					t.Errorf("error %v", err)
 				}
 			}
-			if alerts == 0 || connect < alerts || handled.Load() != 0 {
-				t.Errorf("%d TLS errors and %d connect failures of 20, %d handled", alerts, connect, handled.Load())
+			failures := rec.failures()
+			for _, f := range failures {
+				if f != resilience.ConnectFailure {
+					t.Errorf("an attempt ended with %v", f)
+				}
+			}
+			if len(failures) != 20 || handled.Load() != 0 {
+				t.Errorf("%d attempts failed, %d handled", len(failures), handled.Load())
 			}
 		})
 	}
@@ -279,7 +278,7 @@ func TestNoCertificate(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name string
-		open Sources
+		open outbound.Sources
 		want func(error) bool
 	}{
 		{"never comes", (&counting{Source: static(t, nil)}).open, func(err error) bool {
@@ -294,7 +293,7 @@ func TestNoCertificate(t *testing.T) {
 		{"no source", func(snapshot.CertificateSource, snapshot.TrustSource) (source.Source, error) { return nil, broken }, func(err error) bool {
 			return errors.Is(err, broken) && errors.As(err, new(*outbound.TLSError))
 		}},
-		{"no sources at all", nil, func(err error) bool { return errors.Is(err, errNoSources) }},
+		{"no sources at all", nil, func(err error) bool { return errors.Is(err, outbound.ErrNoSources) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rec := &recorder{}
@@ -408,9 +407,18 @@ func TestRotation(t *testing.T) {
 			if got := <-busy; got != first.Leaf.SerialNumber.String() {
 				t.Errorf("the busy connection presented %s", got)
 			}
-			for deadline := time.Now().Add(20 * time.Second); count.now() != 1; time.Sleep(5 * time.Millisecond) {
+			// A request that began beside the change may have connected with the new
+			// certificate and in vain, so there is one more each time.
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				if got := ask("/"); got != second.Leaf.SerialNumber.String() {
+					t.Fatalf("presented %s again", got)
+				}
+				n := count.now()
+				if n == 1 {
+					break
+				}
 				if time.Now().After(deadline) {
-					t.Fatalf("%d connections are open, want the new one", count.now())
+					t.Fatalf("%d connections are open, want the new one", n)
 				}
 			}
 		})
@@ -462,27 +470,6 @@ func TestRetryAfterFailedHandshake(t *testing.T) {
 	for range 10 {
 		if _, body, err := get(t, w.client, request(t, "POST", "http://svc/", bytes.NewReader([]byte("x")))); err != nil || body != "good" {
 			t.Fatalf("%q %v", body, err)
-		}
-	}
-}
-
-func TestProtocols(t *testing.T) {
-	for _, c := range []struct {
-		http2  bool
-		verify snapshot.Verification
-		listed []string
-		want   string
-	}{
-		{false, snapshot.VerifySPIFFE, nil, "http/1.1 istio"},
-		{true, snapshot.VerifySPIFFE, nil, "h2 istio"},
-		{true, snapshot.VerifySPIFFE, []string{"istio-peer-exchange", "istio", "h2"}, "h2 istio-peer-exchange istio"},
-		{false, snapshot.VerifySPIFFE, []string{"istio-h2", "istio-http/1.1", "istio", "http/1.1"}, "http/1.1 istio"},
-		{false, snapshot.VerifyName, nil, "http/1.1"},
-		{true, snapshot.VerifySANs, []string{"h2", "http/1.1", "own"}, "h2 own"},
-	} {
-		got := strings.Join(protocols(&snapshot.ClientTLS{Verify: c.verify, Protocols: c.listed}, c.http2), " ")
-		if got != c.want {
-			t.Errorf("%+v: %q", c, got)
 		}
 	}
 }

@@ -244,7 +244,7 @@ func TestServeDrains(t *testing.T) {
 			<-entered
 			stop()
 			// Nobody new is let in.
-			for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 				conn, err := net.Dial("tcp", address)
 				if err != nil {
 					break

@@ -42,7 +42,7 @@ func newH2World(t *testing.T, most, requests uint32, limits resilience.Limits, h
 	t.Cleanup(func() {
 		w.streams.retire()
 		w.count.wait(t, 0)
-		for deadline := time.Now().Add(5 * time.Second); w.room.open.Load() != 0; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); w.room.open.Load() != 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d connections are still counted", w.room.open.Load())
 			}
@@ -52,7 +52,7 @@ func newH2World(t *testing.T, most, requests uint32, limits resilience.Limits, h
 				t.Errorf("%d still wait", n)
 			}
 		}
-		for deadline := time.Now().Add(5 * time.Second); len(*w.hosts.Load()) != 0; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); len(*w.hosts.Load()) != 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the endpoint is still remembered")
 			}

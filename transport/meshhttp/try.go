@@ -15,8 +15,7 @@ var errLost = errors.New("mesh: another attempt was answered first")
 // idle limit lasts as long as the response.
 type try struct {
 	ctx    deadline // the attempt's, which ends with either limit
-	limit  time.Duration
-	alarm  alarm // of limit
+	alarm  alarm    // of the limit until the headers have come
 	passed atomic.Bool
 	idle   *idle // nil without a limit
 }
@@ -29,7 +28,7 @@ func (t *try) begin(c *clock, parent *deadline, ctx context.Context, began time.
 	} else {
 		t.ctx.under(ctx)
 	}
-	if t.limit = limit; limit > 0 {
+	if limit > 0 {
 		t.alarm.at, t.alarm.rings = began.Add(limit), t
 		c.add(&t.alarm)
 	}

@@ -46,8 +46,7 @@ type wire struct {
 	// maxRequests closes a connection after so many requests; below 2 there is
 	// nothing to count.
 	maxRequests uint32
-	// identities are those of all wires.
-	identities *identities
+	with        *connecting // of all wires
 	// secured has an entry for each TLS of config; it does not change.
 	secured map[*snapshot.ClientTLS]*secured
 
@@ -65,14 +64,14 @@ type wire struct {
 // When a source changes, new requests use new connections, made with what it
 // has then. Connections from before close when they are idle, at the latest
 // after they have been so for 90 s.
-func NewWire(sources Sources) func(*snapshot.Cluster) outbound.Wire {
-	all := &identities{open: sources}
-	return func(config *snapshot.Cluster) outbound.Wire { return newWire(config, all) }
+func NewWire(sources outbound.Sources) func(*snapshot.Cluster) outbound.Wire {
+	with := &connecting{identities: outbound.NewIdentities(sources)}
+	return func(config *snapshot.Cluster) outbound.Wire { return newWire(config, with) }
 }
 
-func newWire(config *snapshot.Cluster, all *identities) *wire {
-	w := &wire{config: config, maxRequests: config.MaxRequestsPerConnection, identities: all, room: newRoom(config)}
-	w.plain, w.plain2 = newTransport(config, all.network), w.newStreams(newTransport(config, all.network), "http")
+func newWire(config *snapshot.Cluster, with *connecting) *wire {
+	w := &wire{config: config, maxRequests: config.MaxRequestsPerConnection, with: with, room: newRoom(config)}
+	w.plain, w.plain2 = newTransport(config, with.network), w.newStreams(newTransport(config, with.network), "http")
 	if !config.HTTP2 {
 		for p, limits := range w.room.limits {
 			if limits.MaxConnections != math.MaxUint32 {
@@ -205,7 +204,7 @@ func (w *wire) transport(u *url.URL, http2 bool) carrier {
 	if t, ok := w.tls.Load(name); ok {
 		return t.(*http.Transport)
 	}
-	t := newTransport(w.config, w.identities.network)
+	t := newTransport(w.config, w.with.network)
 	t.ForceAttemptHTTP2 = true
 	t.TLSClientConfig = clientTLS(name)
 	t.DialTLSContext = dialTLS(t.DialContext, t.TLSClientConfig, w.config.ConnectTimeout, false)

@@ -107,7 +107,7 @@ func (*recorder) CallStart(ctx context.Context, _ *outbound.Call) context.Contex
 func (*recorder) TryStart(ctx context.Context, _ *outbound.Try, _ *outbound.Endpoint) context.Context {
 	return ctx
 }
-func (r *recorder) TryEnd(_ context.Context, _ *outbound.Try, o *resilience.Outcome) {
+func (r *recorder) TryEnd(_ context.Context, _ *outbound.Try, o *resilience.Outcome, _ time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.attempts = append(r.attempts, *o)
@@ -207,7 +207,7 @@ func newSecureWorld(t *testing.T, host string, rec *recorder, newWire func(*snap
 func (w *world) rebuild(t *testing.T, rec *recorder, newWire func(*snapshot.Cluster) outbound.Wire) {
 	t.Helper()
 	w.engine.Close()
-	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: newWire, PolicyWait: time.Second, Observer: rec})
+	w.engine = outbound.New(outbound.Options{Subscribe: func(string) {}, NewWire: newWire, PolicyWait: 20 * time.Second, Observer: rec})
 	w.engine.Install(w.snap)
 	rt := NewRoundTripper(w.engine, ClientOptions{Observer: rec})
 	w.client = &http.Client{Transport: rt}
@@ -314,7 +314,7 @@ func (c *connections) state(_ net.Conn, s http.ConnState) {
 
 func (c *connections) wait(t *testing.T, open int) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		c.mu.Lock()
 		n := c.open
 		c.mu.Unlock()

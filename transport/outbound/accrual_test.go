@@ -28,7 +28,7 @@ func TestAccrual(t *testing.T) {
 		defer e.Close()
 		fail := func(address string, n int) {
 			for range n {
-				c.report(c.current.Load(), c.known[address], &resilience.Outcome{Status: 500, GRPC: -1}, 0)
+				c.report(c.current.Load(), c.known[address], &resilience.Outcome{Status: 500, GRPC: -1}, 0, 0)
 			}
 		}
 		// probe waits for the endpoint's probe and reports its status; 0 does not report.
@@ -42,7 +42,7 @@ func TestAccrual(t *testing.T) {
 				}
 				if end.Address == address {
 					if o != nil {
-						c.report(s, end, o, 0)
+						c.report(s, end, o, 0, 0)
 					}
 					end.release()
 					return end
@@ -54,7 +54,7 @@ func TestAccrual(t *testing.T) {
 		}
 		failure, success := &resilience.Outcome{Status: 500, GRPC: -1}, &resilience.Outcome{Status: 200, GRPC: -1}
 		fail("a", 2)
-		c.report(c.current.Load(), c.known["a"], success, 0)
+		c.report(c.current.Load(), c.known["a"], success, 0, 0)
 		fail("a", 2)
 		want(t, "a success begins the count again", c, "a", "b")
 		fail("a", 3)
@@ -67,7 +67,7 @@ func TestAccrual(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		probe("a", nil) // under way
 		want(t, "no other request while the probe is under way", c, "b")
-		c.report(c.current.Load(), c.known["a"], failure, 0)
+		c.report(c.current.Load(), c.known["a"], failure, 0, 0)
 		time.Sleep(1900 * time.Millisecond)
 		want(t, "the second penalty is twice as long", c, "b")
 		time.Sleep(200 * time.Millisecond)
@@ -114,7 +114,7 @@ func TestAccrualByRate(t *testing.T) {
 		defer e.Close()
 		report := func(statuses ...int) {
 			for _, s := range statuses {
-				c.report(c.current.Load(), c.known["a"], &resilience.Outcome{Status: s, GRPC: -1}, 0)
+				c.report(c.current.Load(), c.known["a"], &resilience.Outcome{Status: s, GRPC: -1}, 0, 0)
 			}
 		}
 		report(500, 500, 500, 500, 500, 500, 500, 500, 500)
@@ -178,7 +178,7 @@ func TestAccrualUnderLoad(t *testing.T) {
 					o = resilience.Outcome{GRPC: -1, Failure: resilience.Cancelled}
 				}
 				if i%17 != 0 { // some never report
-					c.report(s, end, &o, time.Microsecond)
+					c.report(s, end, &o, time.Since(c.epoch), time.Microsecond)
 				}
 				end.release()
 			}

@@ -48,7 +48,7 @@ func (r *retries) withdraw(b *resilience.RetryBudget, p resilience.Priority) boo
 
 // admit takes the call's place among the cluster's requests.
 func (c *Call) admit() error {
-	cluster := c.cluster
+	cluster := c.leg.cluster
 	s := cluster.current.Load()
 	if a := c.host.adaptive; a != nil && !c.route.snap.NoConcurrency && (c.rare == nil || c.rare.shadow == nil) {
 		if !a.Enter() {
@@ -101,7 +101,7 @@ func thresholds(s *clusterState, p resilience.Priority) (*resilience.Limits, *re
 
 // admitRetry takes a place among the cluster's retries. refused says why there is none.
 func (c *Call) admitRetry() (refused string) {
-	cluster := c.cluster
+	cluster := c.leg.cluster
 	limits, budget := thresholds(cluster.current.Load(), c.priority)
 	others := cluster.retries.counts[c.priority].Add(1) - 1
 	switch {

@@ -48,7 +48,7 @@ func once(c *Cluster, q pickQuery, status int, took time.Duration) string {
 	if err != nil {
 		return ""
 	}
-	s.cluster.report(s, e, &resilience.Outcome{Status: status, GRPC: -1}, took)
+	s.cluster.report(s, e, &resilience.Outcome{Status: status, GRPC: -1}, time.Since(s.cluster.epoch), took)
 	e.release()
 	return e.Address
 }
@@ -134,7 +134,7 @@ func TestSwapsDropNoRequest(t *testing.T) {
 					if i%50 == 0 {
 						status = 503
 					}
-					s.cluster.report(s, end, &resilience.Outcome{Status: status, GRPC: -1, Load: &lb.LoadReport{CPU: .5, QPS: 10}}, time.Millisecond)
+					s.cluster.report(s, end, &resilience.Outcome{Status: status, GRPC: -1, Load: &lb.LoadReport{CPU: .5, QPS: 10}}, time.Since(s.cluster.epoch), time.Millisecond)
 					end.release()
 				}
 			})
@@ -473,7 +473,7 @@ func TestSlowEndpoint(t *testing.T) {
 					}
 				}
 				time.Sleep(d)
-				s.cluster.report(s, end, &o, d)
+				s.cluster.report(s, end, &o, time.Since(s.cluster.epoch), d)
 				end.release()
 				mu.Lock()
 				if i >= 1000 { // after it has been noticed
@@ -498,6 +498,42 @@ func TestSlowEndpoint(t *testing.T) {
 		}
 		if plain < 10*healthy {
 			t.Errorf("p99 is %v by round robin, which should feel the slow endpoint: healthy is %v", plain, healthy)
+		}
+	})
+}
+
+// TestLeaseReportsLatency holds the average that a lease's report leaves behind
+// against the rule's: the latency is that since Pick, and it counts at its time.
+func TestLeaseReportsLatency(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := cluster("c", "a:1")
+		config.LB = lb.Policy{Kind: lb.PeakEWMA, Decay: 10 * time.Second}
+		e := New(Options{Subscribe: func(string) {}})
+		defer e.Close()
+		e.Install(one(t, config, nil))
+		c := e.view.Load().clusters["c"]
+		want := lb.Latency(0)
+		for _, took := range []time.Duration{50 * time.Millisecond, 10 * time.Millisecond} {
+			call, try := decided(t, e, nil), new(Try)
+			time.Sleep(5 * time.Second) // as gRPC waits for a connection
+			if err := call.Begin(try); err != nil {
+				t.Fatal(err)
+			}
+			var l Lease
+			if err := try.Pick(&l, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(took)
+			want = want.Observe(took, time.Since(c.epoch), config.LB.Decay)
+			o := resilience.Outcome{Status: 200, GRPC: -1}
+			if now := l.Report(&o); !now.Equal(time.Now()) {
+				t.Errorf("reported at %v, want %v", now, time.Now())
+			}
+			if got := lb.Latency(l.Endpoint().latency.Load()); got != want {
+				t.Errorf("after an answer in %v the average is %x, want %x", took, got, want)
+			}
+			l.Release()
+			call.Finish(&o)
 		}
 	})
 }

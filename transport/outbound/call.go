@@ -26,33 +26,36 @@ type Call struct {
 	engine   *Engine
 	host     *host
 	route    *route
-	leg      *leg     // nil until a destination is chosen
-	cluster  *Cluster // leg's
+	leg      *leg // nil until a destination is chosen
 	retry    *resilience.RetryPolicy
 	rare     *rare // nil for most calls
 	began    time.Time
-	ready    time.Time // when time limits begin: began, or when the policy had come or a delay had passed
-	deadline time.Time // of the caller's context, where the server is told of it in a header
+	waited   time.Duration // since began, until time limits begin: for policy, or an injected delay
+	own      time.Duration // since began, until the deadline of the caller's context, where a header tells the server of it; 0 without
 	global   time.Duration
 	limit    time.Duration // global, or that of streams if it is less
 	perTry   time.Duration
-	idle     time.Duration
+	hash     uint64 // by which an endpoint is chosen
 	priority resilience.Priority
-	hash     uint64      // by which an endpoint is chosen
-	told     bool        // the request has headers that are consumed here
-	hashed   bool        // there is a hash
-	admitted bool        // holds a place among the cluster's requests
-	settled  func(error) // takes the breaker's outcome; nil without a breaker
-
+	told     bool         // the request has headers that are consumed here
+	hashed   bool         // there is a hash
+	admitted bool         // holds a place among the cluster's requests
 	attempts atomic.Int32 // begun
-	hedges   atomic.Int32 // attempts that begin beside the first
 	held     atomic.Int32 // places among the cluster's retries
 	finished atomic.Bool  // Finish was called
+	settled  func(error)  // takes the breaker's outcome; nil without a breaker
 
-	mu       sync.Mutex // guards what tries side by side share
-	granted  int        // places of attempts after the first that were given
-	backoffs int        // pauses that the policy chose, rather than a response
-	tried    [maxTried]tried
+	mu    sync.Mutex // guards what tries side by side share
+	first tried
+	later *later // nil while there is no attempt but the first
+}
+
+// later is what a call keeps of its attempts after the first.
+type later struct {
+	hedges   int // how many begin beside the first
+	granted  int // places that were given to them
+	backoffs int // pauses that the policy chose, rather than a response
+	tried    [maxTried - 1]tried
 }
 
 // maxTried is how many attempts' endpoints are kept; more are not avoided.
@@ -69,11 +72,10 @@ type tried struct {
 // cluster is chosen. It waits for policy that has not come yet. Errors are
 // *NotReadyError and *NoRouteError.
 func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) error {
-	now := time.Now()
-	c.engine, c.began, c.ready = e, now, now
+	c.engine, c.began = e, time.Now()
 	h, waited, err := e.hostFor(ctx, authority, scheme)
 	if waited {
-		c.ready = time.Now()
+		c.waited = time.Since(c.began)
 	}
 	if err != nil {
 		return err
@@ -106,7 +108,7 @@ func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) 
 	}
 	if leg >= 0 {
 		if chosen := &c.route.legs[leg]; chosen.cluster != nil {
-			c.leg, c.cluster = chosen, chosen.cluster
+			c.leg = chosen
 		}
 	}
 	if c.route.special {
@@ -141,16 +143,16 @@ func (e *Engine) Decide(ctx context.Context, c *Call, authority, scheme string) 
 // as it goes out (Envoy). Where the cluster does not choose by it there is none,
 // nor a cookie to issue.
 func (c *Call) hashRequest() {
-	config := c.cluster.current.Load().config
+	config := c.leg.cluster.current.Load().config
 	if kind := config.LB.Kind; kind != lb.RingHash && kind != lb.Maglev && len(config.Underlying) == 0 {
 		return
 	}
 	r := &c.Request
 	if c.route.rehash {
-		to := changed{Request: *r}
+		to := *r
 		to.Header = c.copyHeader()
 		c.rewrite(1, nil, &to)
-		r = &to.Request
+		r = &to
 	}
 	origin := c.engine.options.Source
 	if c.route.issues {
@@ -184,7 +186,7 @@ func (c *Call) byHeader(ctx context.Context, i int) (found bool, err error) {
 		if err := c.engine.awaitCluster(ctx, values[0], c.Place()); err != nil {
 			return false, err
 		}
-		c.ready = time.Now()
+		c.waited = time.Since(c.began)
 		if to = c.named(values[0]); to == nil {
 			return false, nil
 		}
@@ -195,7 +197,7 @@ func (c *Call) byHeader(ctx context.Context, i int) (found bool, err error) {
 		with.snap, with.subset = c.route.legs[i].snap, c.route.legs[i].subset
 		to = &with
 	}
-	c.leg, c.cluster = to, to.cluster
+	c.leg = to
 	return true, nil
 }
 
@@ -265,7 +267,7 @@ func (c *Call) Priority() resilience.Priority { return c.priority }
 
 // Ready returns when the call's policy was there: when it began, or when the
 // wait for policy had ended. Time limits and the first attempt count from it.
-func (c *Call) Ready() time.Time { return c.ready }
+func (c *Call) Ready() time.Time { return c.began.Add(c.waited) }
 
 // Leg returns what Observer.Leg prepared for this call's route and cluster; nil before Decide has chosen.
 func (c *Call) Leg() any {
@@ -276,7 +278,7 @@ func (c *Call) Leg() any {
 }
 
 // Cluster returns the configuration of the cluster that Decide chose; there is none where Local is not nil.
-func (c *Call) Cluster() *snapshot.Cluster { return c.cluster.current.Load().config }
+func (c *Call) Cluster() *snapshot.Cluster { return c.leg.cluster.current.Load().config }
 
 // Place names what is known of where the call goes, for errors.
 func (c *Call) Place() Place {
@@ -298,7 +300,7 @@ func (c *Call) Finish(o *resilience.Outcome) {
 	if c.finished.Swap(true) {
 		return
 	}
-	if c.cluster != nil {
+	if c.leg != nil {
 		c.leaveRetries()
 	}
 	if c.rare != nil {
@@ -309,7 +311,7 @@ func (c *Call) Finish(o *resilience.Outcome) {
 		}
 	}
 	if c.admitted {
-		c.cluster.requests[c.priority].Add(-1)
+		c.leg.cluster.requests[c.priority].Add(-1)
 	}
 	if c.settled != nil {
 		c.settled(verdict(o))

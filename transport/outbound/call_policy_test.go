@@ -355,7 +355,7 @@ func TestCallersDeadlineIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
-		told := func(e *Engine, authority string) []string {
+		told := func(e *Engine, authority string, pause time.Duration) []string {
 			t.Helper()
 			call := &Call{Request: routing.Request{Method: "GET", Scheme: "http", Authority: authority, Path: "/"}}
 			if err := e.Decide(ctx, call, authority, "http"); err != nil {
@@ -371,6 +371,7 @@ func TestCallersDeadlineIsTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Release()
+			time.Sleep(pause)
 			var out Outgoing
 			try.Outgoing(&l, &out)
 			return out.Header["X-Envoy-Expected-Rq-Timeout-Ms"]
@@ -380,10 +381,10 @@ func TestCallersDeadlineIsTold(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 		for _, c := range []struct {
-			limit time.Duration
-			want  string
-		}{{0, "400"}, {time.Second, "400"}, {200 * time.Millisecond, "200"}} {
-			if got := told(limited(c.limit), "reviews"); !slices.Equal(got, []string{c.want}) {
+			limit, pause time.Duration
+			want         string
+		}{{0, 0, "400"}, {time.Second, 0, "400"}, {200 * time.Millisecond, 0, "200"}, {time.Second, 100 * time.Millisecond, "300"}} {
+			if got := told(limited(c.limit), "reviews", c.pause); !slices.Equal(got, []string{c.want}) {
 				t.Errorf("with a limit of %v the server is told %q, want %q", c.limit, got, c.want)
 			}
 		}
@@ -392,7 +393,7 @@ func TestCallersDeadlineIsTold(t *testing.T) {
 			return one(t, c, nil).Hosts["reviews:80"], c
 		}})
 		defer outside.Close()
-		if got := told(outside, "example.com"); got != nil {
+		if got := told(outside, "example.com", 0); got != nil {
 			t.Errorf("a host outside the mesh is told %q", got)
 		}
 	})
@@ -452,5 +453,77 @@ func TestPlainRouteKeepsTheHeader(t *testing.T) {
 	out.Header["X-B"] = nil
 	if _, same := call.Request.Header["X-B"]; !same {
 		t.Error("the header is copied though nothing changes")
+	}
+}
+
+// TestHeaderValuesName has headers of requests name what changes on the way out.
+func TestHeaderValuesName(t *testing.T) {
+	level := func(name, value string) routing.HeaderChanges {
+		return routing.HeaderChanges{Set: []routing.HeaderChange{set(name, value)}}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*snapshot.Route)
+		copy   bool // look at the copy for the mirror
+		want   string
+	}{
+		{"the host that the destination has set before", func(r *snapshot.Route) {
+			r.Legs = []snapshot.Leg{{Host: "v2.reviews"}}
+			r.RequestHeaders = []routing.HeaderChanges{level("x-name", "%REQ(:authority)%")}
+		}, false, "v2.reviews"},
+		{"the request, by the destination alone", func(r *snapshot.Route) {
+			r.Legs = []snapshot.Leg{{RequestHeaders: level("x-name", "%REQ(x-id)%")}}
+		}, false, "7"},
+		{"the cluster", func(r *snapshot.Route) {
+			r.RequestHeaders = []routing.HeaderChanges{level("x-name", "%UPSTREAM_CLUSTER%")}
+		}, false, "c"},
+		// A copy is of the request as it went out.
+		{"the cluster of the request, not of its copy", func(r *snapshot.Route) {
+			r.RequestHeaders = []routing.HeaderChanges{level("x-name", "%UPSTREAM_CLUSTER%")}
+			r.Mirrors = []routing.Mirror{{Cluster: "other", Fraction: everything1}}
+		}, true, "c"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := routed(t, func(_ *snapshot.Host, r *snapshot.Route) { c.change(r) })
+			done := &resilience.Outcome{Status: 200, GRPC: -1}
+			call := decided(t, e, func(r *routing.Request) { r.Header["X-Id"] = []string{"7"} })
+			defer call.Finish(done)
+			if c.copy {
+				copies := call.Shadows()
+				if len(copies) != 1 {
+					t.Fatalf("%d copies", len(copies))
+				}
+				call = copies[0]
+				defer call.Finish(done)
+			}
+			var try Try
+			if err := call.Begin(&try); err != nil {
+				t.Fatal(err)
+			}
+			var l Lease
+			if err := try.Pick(&l, nil); err != nil {
+				t.Fatal(err)
+			}
+			defer l.Release()
+			var out Outgoing
+			try.Outgoing(&l, &out)
+			if got := out.Header["X-Name"]; !slices.Equal(got, []string{c.want}) {
+				t.Errorf("the header is %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestResponseValuesName has a header of the response name the call.
+func TestResponseValuesName(t *testing.T) {
+	e := routed(t, func(_ *snapshot.Host, r *snapshot.Route) {
+		r.ResponseHeaders = []routing.HeaderChanges{{Set: []routing.HeaderChange{set("x-from", "%UPSTREAM_CLUSTER%")}}}
+	})
+	call := decided(t, e, nil)
+	defer call.Finish(&resilience.Outcome{Status: 200, GRPC: -1})
+	header := map[string][]string{}
+	call.Incoming(nil, 200, header, routing.CanonicalHeaders)
+	if got := header["X-From"]; !slices.Equal(got, []string{"c"}) {
+		t.Errorf("the header is %q, want the cluster", got)
 	}
 }

@@ -168,9 +168,6 @@ func (c *Cluster) endpointsOf(config *snapshot.Cluster) []lb.Endpoint {
 func (c *Cluster) replace(s *clusterState, all []lb.Endpoint) {
 	c.edit++
 	c.builder.Describe(s.config.Endpoints)
-	for _, sub := range c.subsets {
-		sub.builder.Describe(s.config.Endpoints)
-	}
 	now := time.Now()
 	size := s.config.LB.SubsetSize()
 	if size == 0 || len(all) <= size {

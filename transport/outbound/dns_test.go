@@ -15,6 +15,8 @@ import (
 
 // fakeResolver answers lookups by name.
 type fakeResolver struct {
+	answer chan struct{} // closed when answers may come; nil: at once
+
 	mu      sync.Mutex
 	answers map[string][]string
 	at      []time.Duration
@@ -23,6 +25,9 @@ type fakeResolver struct {
 }
 
 func (f *fakeResolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	if f.answer != nil {
+		<-f.answer
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.at = append(f.at, time.Since(f.began))
@@ -54,13 +59,14 @@ func named(discovery snapshot.Discovery, hosts ...string) *snapshot.Cluster {
 
 func TestStrictDNS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeResolver{answers: map[string][]string{"x.example": {"10.0.0.1", "10.0.0.2"}, "y.example": {"fail"}}, began: time.Now()}
+		f := &fakeResolver{answers: map[string][]string{"x.example": {"10.0.0.1", "10.0.0.2"}, "y.example": {"fail"}}, began: time.Now(), answer: make(chan struct{})}
 		config := named(snapshot.StrictDNS, "x.example", "y.example", "10.9.9.9")
 		e, c := live(t, Options{Resolver: f}, config)
 		defer e.Close()
 		if got := inUse(c); !slices.Equal(got, []string{"10.9.9.9:80", "x.example:80", "y.example:80"}) {
 			t.Errorf("before any answer the names stand for themselves: %v", got)
 		}
+		close(f.answer)
 		want(t, "answers", c, "10.0.0.1:80", "10.0.0.2:80", "10.9.9.9:80", "y.example:80")
 		kept := c.known["10.0.0.2:80"]
 		if kept.Hostname() != "x.example" {
@@ -134,7 +140,7 @@ func TestDNSTimes(t *testing.T) {
 
 func TestLogicalDNS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeResolver{answers: map[string][]string{"x.example": {"10.0.0.1", "10.0.0.2"}}, began: time.Now()}
+		f := &fakeResolver{answers: map[string][]string{"x.example": {"10.0.0.1", "10.0.0.2"}}, began: time.Now(), answer: make(chan struct{})}
 		config := named(snapshot.LogicalDNS, "x.example")
 		config.DNS.Family = "ip4"
 		e, c := live(t, Options{Resolver: f}, config)
@@ -143,6 +149,7 @@ func TestLogicalDNS(t *testing.T) {
 		if end.Dial() != "x.example:80" {
 			t.Errorf("before any answer connections go to %s", end.Dial())
 		}
+		close(f.answer)
 		synctest.Wait()
 		if end.Dial() != "10.0.0.1:80" || f.family != "ip4" {
 			t.Errorf("connections go to %s, of family %s", end.Dial(), f.family)

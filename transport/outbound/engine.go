@@ -133,7 +133,8 @@ type route struct {
 	// What Decide, Outgoing and Incoming have to look at; false for plain routes.
 	special, outgoing, incoming bool
 	rewrites                    bool // of outgoing: more than the number of the attempt
-	echoes                      bool // responses name the request as it went out
+	names                       bool // of rewrites: values of headers name something of the request
+	echoes                      bool // values of responses' headers name something of the call
 	issues                      bool // requests without a cookie get one to be known by
 	rehash                      bool // the hash is of something that the way out changes
 	adds                        int  // how many headers requests get, about
@@ -288,6 +289,7 @@ func (e *Engine) newRoute(host string, sr *snapshot.Route, clusters map[string]*
 	}
 	for i := range sr.RequestHeaders {
 		r.rewrites = r.rewrites || !sr.RequestHeaders[i].Empty()
+		r.names = r.names || !constant(&sr.RequestHeaders[i])
 		r.adds += len(sr.RequestHeaders[i].Set)
 	}
 	for i := range sr.ResponseHeaders {
@@ -304,6 +306,7 @@ func (e *Engine) newRoute(host string, sr *snapshot.Route, clusters map[string]*
 		r.legs[j].snap, r.legs[j].subset = sl, sl.Subset
 		r.special = r.special || sl.Fault != nil || sl.CORS != nil || sl.ClusterHeader.String() != ""
 		r.rewrites = r.rewrites || sl.Host != "" || !sl.RequestHeaders.Empty()
+		r.names = r.names || !constant(&sl.RequestHeaders)
 		r.incoming = r.incoming || !sl.ResponseHeaders.Empty()
 		r.echoes = r.echoes || !constant(&sl.ResponseHeaders)
 	}

@@ -312,8 +312,8 @@ func TestNextHonoursLimits(t *testing.T) {
 	})
 	t.Run("an endpoint that was tried is chosen again only at the end", func(t *testing.T) {
 		patient := policy
-		patient.SelectAttempts = 1000
-		config := cluster("c", "a:1", "b:1", "c:1")
+		patient.SelectAttempts, patient.NumRetries = 1000, 3
+		config := cluster("c", "a:1", "b:1", "c:1", "d:1")
 		config.LB.Kind = lb.Random
 		e := New(Options{Subscribe: func(string) {}})
 		defer e.Close()
@@ -321,7 +321,7 @@ func TestNextHonoursLimits(t *testing.T) {
 		for range 50 {
 			c, try := start(t, e)
 			seen := map[string]bool{}
-			for range 3 {
+			for range 4 {
 				var l Lease
 				if err := try.Pick(&l, nil); err != nil {
 					t.Fatal(err)
@@ -335,8 +335,28 @@ func TestNextHonoursLimits(t *testing.T) {
 				}
 			}
 			c.Finish(&o)
-			if len(seen) != 3 {
-				t.Fatalf("three attempts at %v", seen)
+			if len(seen) != 4 {
+				t.Fatalf("four attempts at %v", seen)
+			}
+		}
+	})
+	t.Run("each pause is that of its number", func(t *testing.T) {
+		const draw = 90_000_000 // ns: within the bounds of the third pause, not of the first two
+		e := New(Options{Subscribe: func(string) {}, Draw: func() uint64 { return draw }})
+		defer e.Close()
+		e.Install(one(t, cluster("c", "a:1"), &policy))
+		c, try := start(t, e)
+		defer c.Finish(&o)
+		for n := 1; n <= int(policy.NumRetries); n++ {
+			want, _ := policy.Delay(&o, n, time.Now(), draw)
+			if other, _ := policy.Delay(&o, n+1, time.Now(), draw); other == want {
+				t.Fatalf("the pauses %d and %d are both %v, that shows nothing", n, n+1, want)
+			}
+			if wait, again := try.Next(&o); wait != want || !again {
+				t.Errorf("pause %d is %v, %t, want %v", n, wait, again, want)
+			}
+			if err := c.Begin(try); err != nil {
+				t.Fatal(err)
 			}
 		}
 	})

@@ -52,7 +52,7 @@ func (c *Call) EndDelay() {
 		return
 	}
 	c.rare.verdict.Delay = 0
-	c.ready = time.Now()
+	c.waited = time.Since(c.began)
 	if !c.rare.verdict.Aborts() {
 		c.leaveFaults()
 	}

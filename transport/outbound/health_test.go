@@ -228,7 +228,7 @@ func TestHealthCheckEndsEjection(t *testing.T) {
 // eject reports failures at one endpoint.
 func eject(c *Cluster, address string, n int) {
 	for range n {
-		c.report(c.current.Load(), c.known[address], &resilience.Outcome{Status: 500, GRPC: -1}, 0)
+		c.report(c.current.Load(), c.known[address], &resilience.Outcome{Status: 500, GRPC: -1}, 0, 0)
 	}
 }
 
@@ -263,7 +263,7 @@ func TestClusterLeavesNothingBehind(t *testing.T) {
 	s := c.current.Load()
 	s.slots.all(func(end *Endpoint) {
 		for range 6 {
-			c.report(s, end, &resilience.Outcome{Status: 500, GRPC: -1}, time.Millisecond)
+			c.report(s, end, &resilience.Outcome{Status: 500, GRPC: -1}, time.Since(c.epoch), time.Millisecond)
 		}
 	})
 	e.Close()

@@ -13,7 +13,7 @@ type Lease struct {
 	endpoint *Endpoint
 	state    *clusterState
 	security *snapshot.ClientTLS
-	began    time.Time // where the cluster's policy asks for latencies
+	began    time.Duration // since the cluster's epoch, where its policy asks for latencies
 	channel  channel
 }
 
@@ -28,15 +28,24 @@ func (l *Lease) Wire() Wire { return l.state.wire }
 func (l *Lease) Security() *snapshot.ClientTLS { return l.security }
 
 // Report counts the attempt's outcome for the endpoint; its latency is the time
-// since Pick. It is called once, while the lease holds the endpoint.
-func (l *Lease) Report(o *resilience.Outcome) {
+// since Pick. It is called once, while the lease holds the endpoint. It returns
+// the time where the cluster's policy asks for latencies, else zero.
+func (l *Lease) Report(o *resilience.Outcome) (now time.Time) {
 	cluster := l.state.cluster
 	cluster.usage.count(l.channel, o)
-	took := time.Duration(0)
+	var since, took time.Duration
 	if l.state.timed {
-		took = max(1, time.Since(l.began))
+		now = time.Now()
+		since = now.Sub(cluster.epoch)
+		took = max(1, since-l.began)
 	}
-	cluster.report(l.state, l.endpoint, o, took)
+	cluster.report(l.state, l.endpoint, o, since, took)
+	return now
+}
+
+// WantsLoad reports whether what the endpoint says of its load counts.
+func (l *Lease) WantsLoad() bool {
+	return l.endpoint != nil && l.state.config.LB.Kind == lb.ClientWeighted
 }
 
 // ReportLoad takes what the endpoint said of its load after Report, in a

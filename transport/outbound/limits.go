@@ -20,8 +20,10 @@ import (
 // the timeout of the call does not count.
 func (c *Call) timeLimits(ctx context.Context) {
 	r, form := c.route.snap, c.Request.Form
-	if form == routing.CanonicalHeaders {
-		c.deadline, _ = ctx.Deadline() // gRPC sends its own, in grpc-timeout
+	if form == routing.CanonicalHeaders { // gRPC sends its own, in grpc-timeout
+		if at, ok := ctx.Deadline(); ok {
+			c.own = max(1, at.Sub(c.began))
+		}
 	}
 	global, stream := r.Timeout, r.MaxStreamDuration
 	if stream == 0 {
@@ -45,8 +47,7 @@ func (c *Call) timeLimits(ctx context.Context) {
 			global, stream = 0, max(own-r.GRPCTimeoutOffset, 1)
 		}
 	}
-	c.perTry, c.idle = 0, r.IdleTimeout
-	if c.retry != nil {
+	if c.perTry = 0; c.retry != nil {
 		c.perTry = c.retry.PerTryTimeout
 	}
 	if h := c.Request.Header; c.told || c.host.snap.RespectExpectedTimeout {
@@ -78,7 +79,7 @@ func (c *Call) ownDeadline(ctx context.Context) time.Duration {
 		return own
 	}
 	if at, ok := ctx.Deadline(); ok {
-		return max(at.Sub(c.ready), 1)
+		return max(at.Sub(c.Ready()), 1)
 	}
 	return 0
 }
@@ -95,8 +96,17 @@ func milliseconds(n uint64) time.Duration {
 // body, from Ready on; zero means none.
 func (c *Call) Timeout() time.Duration { return c.limit }
 
+// StreamTimeout is Timeout once the connection has become one of another
+// protocol: the route's timeout is for the answer that makes it so (Envoy).
+func (c *Call) StreamTimeout() time.Duration {
+	if d := c.route.snap.MaxStreamDuration; d > 0 {
+		return d
+	}
+	return c.host.snap.MaxStreamDuration
+}
+
 // IdleTimeout returns how long nothing may move on the call; zero means without limit.
-func (c *Call) IdleTimeout() time.Duration { return c.idle }
+func (c *Call) IdleTimeout() time.Duration { return c.route.snap.IdleTimeout }
 
 // Retry returns the retry policy with what the request's headers ask for, or nil.
 func (c *Call) Retry() *resilience.RetryPolicy { return c.retry }
@@ -104,14 +114,14 @@ func (c *Call) Retry() *resilience.RetryPolicy { return c.retry }
 // tells reports whether the server is told of a time limit. Hosts outside the
 // mesh are told nothing.
 func (c *Call) tells() bool {
-	return !c.host.snap.SuppressHeaders && !c.host.pass && (c.global > 0 || c.perTry > 0 || !c.deadline.IsZero())
+	return !c.host.snap.SuppressHeaders && !c.host.pass && (c.global > 0 || c.perTry > 0 || c.own > 0)
 }
 
 // expected returns what x-envoy-expected-rq-timeout-ms tells the server of the
 // time that an attempt has, in milliseconds: by policy, the request's headers and
 // the caller's deadline, whichever comes first; nil where there is no limit.
 func (c *Call) expected(n int) []string {
-	if n == 1 && !c.told && c.deadline.IsZero() && c.route.expected != nil && c.route.snap.GRPCTimeout == nil {
+	if n == 1 && !c.told && c.own == 0 && c.route.expected != nil && c.route.snap.GRPCTimeout == nil {
 		return c.route.expected
 	}
 	d := c.perTry
@@ -119,10 +129,10 @@ func (c *Call) expected(n int) []string {
 		d = c.global
 	}
 	if c.global > 0 && n > 1 {
-		d = min(d, c.global-time.Since(c.ready))
+		d = min(d, c.global-time.Since(c.Ready()))
 	}
-	if !c.deadline.IsZero() {
-		if left := max(1, time.Until(c.deadline)); d == 0 || left < d {
+	if c.own > 0 {
+		if left := max(1, c.own-time.Since(c.began)); d == 0 || left < d {
 			d = left
 		}
 	}

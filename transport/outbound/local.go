@@ -108,11 +108,9 @@ func (c *Call) filters(i int) {
 // crossOrigin asks the route's CORS rules, and reports whether they have answered the request.
 func (c *Call) crossOrigin(leg int) bool {
 	rules := c.route.snap.CORSOf(leg)
-	if rules == nil || !rules.Applies(c.engine.draw()) {
+	// The rules are about requests that have an origin.
+	if rules == nil || len(c.Request.Header[origin.key(c.Request.Form)]) == 0 || !rules.Applies(c.engine.draw()) {
 		return false
-	}
-	if len(c.Request.Header[origin.key(c.Request.Form)]) == 0 {
-		return false // the rules are about requests that have an origin
 	}
 	c.more().cors = rules
 	header, status, answered := rules.Preflight(&c.Request)

@@ -21,8 +21,9 @@ type Observer interface {
 	// side by side, so that it and TryEnd are called on several goroutines; what
 	// belongs to one attempt goes into t.Telemetry, which is nil before.
 	TryStart(ctx context.Context, t *Try, e *Endpoint) context.Context
-	// TryEnd is called when the attempt's response headers, or its failure, are there.
-	TryEnd(ctx context.Context, t *Try, o *resilience.Outcome)
+	// TryEnd is called when the attempt's response headers, or its failure, are
+	// there; now is the time, or zero where nobody has asked for it yet.
+	TryEnd(ctx context.Context, t *Try, o *resilience.Outcome, now time.Time)
 	// CallEnd is called once, when the response's body has ended or the call has failed.
 	CallEnd(c *Call, o *resilience.Outcome, took time.Duration)
 	// Retry is called when an attempt is about to be repeated, or, with

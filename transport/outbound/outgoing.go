@@ -46,29 +46,25 @@ func (t *Try) Outgoing(l *Lease, o *Outgoing) {
 	if !c.route.rewrites && !(c.route.echoes && c.route.outgoing) && (c.rare == nil || c.rare.shadow == nil) {
 		return
 	}
-	to := &changed{Request: *r}
-	t.sent = to
-	out := &to.Request
+	out := *r
 	out.Header = h
 	if c.route.rewrites {
-		c.rewrite(t.N(), l, to)
+		c.rewrite(t.N(), l, &out)
 	}
 	if c.rare != nil && c.rare.shadow != nil {
-		c.shadowed(t, out)
+		c.shadowed(t, &out)
+	}
+	if c.retry != nil && len(c.retry.RequestHeaders) > 0 {
+		sent := out
+		t.sent = &sent
 	}
 	o.Path, o.RawQuery, o.Authority = out.Path, out.RawQuery, out.Authority
 	if c.route.echoes && c.route.outgoing {
 		o.Own = false // tries side by side may read it
 		c.mu.Lock()
-		c.rare.sent = *out
+		c.rare.sent = out
 		c.mu.Unlock()
 	}
-}
-
-// changed is a request that policy changes on its way out.
-type changed struct {
-	routing.Request
-	originalPath [1]string // the header's value
 }
 
 // attemptValues are the first values of x-envoy-attempt-count; nobody changes them.
@@ -122,25 +118,35 @@ func isConsumed(name string, form routing.HeaderForm) bool {
 
 // rewrite makes the changes of the destination and the levels above it. l is nil
 // where no endpoint is chosen yet.
-func (c *Call) rewrite(n int, l *Lease, to *changed) {
-	out := &to.Request
+func (c *Call) rewrite(n int, l *Lease, out *routing.Request) {
 	snap, form, h := c.route.snap, out.Form, out.Header
-	var v routing.Values
-	c.values(&v, l)
-	v.Request, v.Attempt, v.Upstream = out, n, "" // as in Envoy, a request does not name its endpoint
 	from := c.leg
 	if c.rare != nil && c.rare.shadow != nil {
-		from, v.Cluster = c.rare.parent, c.rare.parent.cluster.name // a copy is of the request as it went out
+		from = c.rare.parent // a copy is of the request as it went out
+	}
+	v, seen := &noValues, (*routing.Request)(nil)
+	if c.route.names {
+		// A request of its own, so that out need not be on the heap for every route.
+		seen = new(routing.Request)
+		*seen, v = *out, new(routing.Values)
+		c.values(v, l)
+		v.Request, v.Attempt, v.Upstream = seen, n, "" // as in Envoy, a request does not name its endpoint
+		if from != nil {
+			v.Cluster = from.cluster.name
+		}
 	}
 	keeps := !c.host.snap.SuppressHeaders
 	if from != nil && from.snap != nil {
-		from.snap.RequestHeaders.Apply(h, form, &v)
+		from.snap.RequestHeaders.Apply(h, form, v)
 		if from.snap.Host != "" {
 			out.Authority = from.snap.Host
+			if seen != nil {
+				seen.Authority = out.Authority
+			}
 		}
 	}
 	for i := range snap.RequestHeaders {
-		snap.RequestHeaders[i].Apply(h, form, &v)
+		snap.RequestHeaders[i].Apply(h, form, v)
 	}
 	if snap.Rewrite.ChangesAuthority() {
 		hostname := ""
@@ -159,19 +165,26 @@ func (c *Call) rewrite(n int, l *Lease, to *changed) {
 		}
 	}
 	if w := &snap.Rewrite; w.HasPrefix || w.Regex != nil || w.Template != nil || w.PathFormat != nil {
-		if w.PathFormat != nil && len(w.PathFormat.Append(nil, &routing.Values{Request: out})) == 0 {
-			return // it says nothing of the path, so there is no original (Envoy)
+		if w.PathFormat != nil {
+			now := *out
+			if len(w.PathFormat.Append(nil, &routing.Values{Request: &now})) == 0 {
+				return // it says nothing of the path, so there is no original (Envoy)
+			}
 		}
 		path, query := w.Path(&snap.Match, out)
 		if keeps {
-			if to.originalPath[0] = out.Path; out.RawQuery != "" {
-				to.originalPath[0] += "?" + out.RawQuery
+			original := out.Path
+			if out.RawQuery != "" {
+				original += "?" + out.RawQuery
 			}
-			h[originalPath.key(form)] = to.originalPath[:]
+			h[originalPath.key(form)] = []string{original}
 		}
 		out.Path, out.RawQuery = path, query
 	}
 }
+
+// noValues stands for the values of changes that name none.
+var noValues routing.Values
 
 // values fills in what header values of policy may name of the call.
 func (c *Call) values(v *routing.Values, l *Lease) {
@@ -179,8 +192,8 @@ func (c *Call) values(v *routing.Values, l *Lease) {
 		Request: &c.Request, Route: c.route.snap.Name, VirtualHost: c.host.snap.VirtualHost.Name, Hostname: c.engine.hostname,
 		Local: c.engine.options.Source.Local, Remote: c.engine.options.Source.Address, Start: c.began, Attempt: int(c.attempts.Load()),
 	}
-	if c.cluster != nil {
-		v.Cluster = c.cluster.name
+	if c.leg != nil {
+		v.Cluster = c.leg.cluster.name
 	}
 	if l != nil && l.state != nil {
 		v.Protocol = "HTTP/1.1"
@@ -210,13 +223,15 @@ func (c *Call) Incoming(l *Lease, status int, header map[string][]string, form r
 	}
 	if c.route.incoming {
 		var v routing.Values
-		c.values(&v, l)
-		if c.route.echoes && m != nil {
-			c.mu.Lock()
-			sent := m.sent
-			c.mu.Unlock()
-			if sent.Header != nil {
-				v.Request = &sent // values name the request as it was sent (Envoy)
+		if c.route.echoes {
+			c.values(&v, l)
+			if m != nil {
+				c.mu.Lock()
+				sent := m.sent
+				c.mu.Unlock()
+				if sent.Header != nil {
+					v.Request = &sent // values name the request as it was sent (Envoy)
+				}
 			}
 		}
 		v.Status, v.ResponseHeader, v.ResponseForm = status, header, form

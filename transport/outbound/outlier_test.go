@@ -42,7 +42,7 @@ func outcomes(c *Cluster, address string, ok, bad int, failure resilience.Failur
 				o = resilience.Outcome{GRPC: -1, Failure: failure}
 			}
 		}
-		c.report(c.current.Load(), c.known[address], &o, 0)
+		c.report(c.current.Load(), c.known[address], &o, 0, 0)
 	}
 }
 

@@ -26,9 +26,10 @@ type pickQuery struct {
 	// Excluded has the bit p where priority p is not to be used, unless it is the only one that can be.
 	Excluded uint64
 	Draw     uint64
-	// Priority is set by pick: that of the endpoint. So is Now, where it needs the time.
+	// Priority is set by pick: that of the endpoint. So is Now, in time since the
+	// cluster's epoch, where the cluster is one that needs it.
 	Priority int
-	Now      time.Time
+	Now      time.Duration
 }
 
 // unwanted reports whether the request would rather have another endpoint.
@@ -79,7 +80,7 @@ func (s *clusterState) pick(q *pickQuery, priority int, useDegraded bool) (*Endp
 	query := lb.Query{Draw: q.Draw, Hash: q.Hash, HasHash: q.HasHash, Excluded: q.Excluded}
 	if s.timed {
 		query.Now = time.Now()
-		q.Now = query.Now
+		q.Now = query.Now.Sub(c.epoch)
 		if s.config.LB.Kind == lb.ClientWeighted {
 			picker = c.freshWeights(&s, picker, query.Now)
 		}
@@ -150,9 +151,10 @@ func (s *clusterState) none() error {
 
 // report counts an attempt's outcome at an endpoint, and ejects the endpoint or
 // takes it out of use where policy says so. took is how long the answer took, 0
-// where that says nothing. The common case, a success at an endpoint without
+// where that says nothing; since, which counts only with it, is the time after the
+// cluster's epoch. The common case, a success at an endpoint without
 // failures, stores nothing that policy does not ask for.
-func (c *Cluster) report(s *clusterState, e *Endpoint, o *resilience.Outcome, took time.Duration) {
+func (c *Cluster) report(s *clusterState, e *Endpoint, o *resilience.Outcome, since, took time.Duration) {
 	if o.Load != nil {
 		c.reportLoad(e, o.Load)
 	}
@@ -168,7 +170,7 @@ func (c *Cluster) report(s *clusterState, e *Endpoint, o *resilience.Outcome, to
 		e.failures.Add(1)
 	}
 	if took > 0 && s.config.LB.Kind == lb.PeakEWMA {
-		e.observe(took, failed, time.Since(c.epoch), s.config.LB.Decay)
+		e.observe(took, failed, since, s.config.LB.Decay)
 	}
 	if s.config.Outlier != nil {
 		c.detect(s.config.Outlier, e, result)

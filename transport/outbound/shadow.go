@@ -63,8 +63,8 @@ func (c *Call) mirrorByHeader(name *routing.HeaderName) *leg {
 
 func (c *Call) shadow(m *mirror, to *leg) *Call {
 	s := &Call{
-		Request: c.Request, engine: c.engine, host: c.host, route: c.route, leg: to, cluster: to.cluster,
-		began: time.Now(), ready: c.ready, global: c.global, limit: c.limit, idle: c.idle, priority: c.priority, told: c.told, hash: c.hash, hashed: c.hashed,
+		Request: c.Request, engine: c.engine, host: c.host, route: c.route, leg: to,
+		began: time.Now(), global: c.global, limit: c.limit, priority: c.priority, told: c.told, hash: c.hash, hashed: c.hashed,
 	}
 	// The caller may change its own once it has its response.
 	s.Request.Header = maps.Clone(c.Request.Header)

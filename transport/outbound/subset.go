@@ -70,16 +70,14 @@ func (c *Cluster) addSubset(key string, want map[string]string) *clusterState {
 	}
 	config := s.config.LB.Subsets
 	fallback, selects := config.Selects(want)
-	sub := &subset{want: want, fallback: fallback, builder: lb.NewBuilder(s.config.LB, c.engine.options.Locality)}
+	sub := &subset{want: want, fallback: fallback, builder: c.builder.Part()}
 	if !selects {
 		sub.want = nil // the fallback decides
 	}
 	c.subsets[key] = sub
-	sub.builder.Describe(s.config.Endpoints)
 	// What a fallback to the default subset needs is kept under its own name.
 	if def := string(subsetKey(nil, config.Default)) + "\x01"; fallback == lb.DefaultSubset && c.subsets[def] == nil {
-		c.subsets[def] = &subset{want: config.Default, builder: lb.NewBuilder(s.config.LB, c.engine.options.Locality)}
-		c.subsets[def].builder.Describe(s.config.Endpoints)
+		c.subsets[def] = &subset{want: config.Default, builder: c.builder.Part()}
 	}
 	for _, e := range c.known {
 		c.put(e)

@@ -16,7 +16,7 @@ type Try struct {
 	Telemetry any
 
 	call     *Call
-	sent     *changed // the request of Outgoing, where it is another than the call's
+	sent     *routing.Request // that of Outgoing, where it is another than the call's and Next asks for it
 	n        int32
 	granted  bool // Next or Hedge has given the place of the attempt that Begin begins
 	retrying bool // holds a place among the cluster's retries
@@ -74,7 +74,7 @@ func (t *Try) Pick(l *Lease, skip func(*Endpoint) bool) error {
 		c.earlier(policy, t.N(), &q)
 	}
 	q.Hash, q.HasHash, q.Subset = c.hash, c.hashed, c.leg.subset
-	endpoint, state, err := c.cluster.pick(&q)
+	endpoint, state, err := c.leg.cluster.pick(&q)
 	if err != nil {
 		var none *NoHealthyEndpointError
 		if errors.As(err, &none) {
@@ -84,15 +84,33 @@ func (t *Try) Pick(l *Lease, skip func(*Endpoint) bool) error {
 	}
 	if avoids {
 		c.mu.Lock()
-		if i := t.N() - 1; i >= 0 && i < len(c.tried) {
-			c.tried[i] = tried{endpoint, q.Priority}
+		if at := c.triedAt(t.N()); at != nil {
+			*at = tried{endpoint, q.Priority}
 		}
 		c.mu.Unlock()
 	}
 	security := state.tlsOf(endpoint)
-	*l = Lease{endpoint: endpoint, state: state, security: security, channel: channelOf(security, c.Request.Scheme)}
-	l.began = q.Now
+	*l = Lease{endpoint: endpoint, state: state, security: security, began: q.Now, channel: channelOf(security, c.Request.Scheme)}
 	return nil
+}
+
+// triedAt returns the place of where the n-th attempt went, or nil where there is none. The caller holds mu.
+func (c *Call) triedAt(n int) *tried {
+	switch {
+	case n == 1:
+		return &c.first
+	case n < 1 || n > maxTried:
+		return nil
+	}
+	return &c.repeats().tried[n-2]
+}
+
+// repeats returns what is kept of attempts after the first, and makes it. The caller holds mu.
+func (c *Call) repeats() *later {
+	if c.later == nil {
+		c.later = new(later)
+	}
+	return c.later
 }
 
 // earlier says what of the call's earlier attempts a repetition leaves out.
@@ -101,17 +119,17 @@ func (c *Call) earlier(policy *resilience.RetryPolicy, n int, q *pickQuery) {
 	defer c.mu.Unlock()
 	q.SelectAttempts = max(1, int(policy.SelectAttempts))
 	q.Omit = policy.OmitMetadata
-	begun := min(n-1, len(c.tried))
+	begun := min(n-1, maxTried)
 	if policy.AvoidPrevious {
 		q.Avoid = make([]*Endpoint, begun)
 		for i := range q.Avoid {
-			q.Avoid[i] = c.tried[i].endpoint
+			q.Avoid[i] = c.triedAt(i + 1).endpoint
 		}
 	}
 	// With previous_priorities the set is made anew after so many attempts each.
 	if every := int(policy.PreviousPriorities); every > 0 {
-		for _, at := range c.tried[:begun/every*every] {
-			if at.endpoint != nil && at.priority < 64 {
+		for i := range begun / every * every {
+			if at := c.triedAt(i + 1); at.endpoint != nil && at.priority < 64 {
 				q.Excluded |= 1 << at.priority
 			}
 		}
@@ -130,7 +148,7 @@ func (t *Try) Next(o *resilience.Outcome) (wait time.Duration, again bool) {
 	}
 	sent := &c.Request
 	if t.sent != nil {
-		sent = &t.sent.Request // Envoy looks at the request as it went out
+		sent = t.sent // Envoy looks at the request as it went out
 	}
 	if !policy.AllowsRequest(sent) {
 		return 0, false
@@ -144,7 +162,7 @@ func (t *Try) Next(o *resilience.Outcome) (wait time.Duration, again bool) {
 		return 0, false
 	}
 	c.mu.Lock()
-	retry := c.backoffs + 1
+	retry := c.repeats().backoffs + 1
 	c.mu.Unlock()
 	if asked {
 		return pushback, true
@@ -152,7 +170,7 @@ func (t *Try) Next(o *resilience.Outcome) (wait time.Duration, again bool) {
 	wait, asked = policy.Delay(o, retry, time.Now(), c.engine.draw())
 	if !asked {
 		c.mu.Lock()
-		c.backoffs++
+		c.repeats().backoffs++
 		c.mu.Unlock()
 	}
 	return wait, true
@@ -163,10 +181,10 @@ func (t *Try) place(limit int) bool {
 	c := t.call
 	refused := ""
 	c.mu.Lock()
-	if c.granted >= limit {
+	if given := &c.repeats().granted; *given >= limit {
 		refused = "limit"
 	} else if refused = c.admitRetry(); refused == "" {
-		c.granted++
+		*given++
 		c.held.Add(1)
 	}
 	c.mu.Unlock()
@@ -191,7 +209,7 @@ func (t *Try) leaveRetry() {
 	c := t.call
 	for held := c.held.Load(); held > 0; held = c.held.Load() {
 		if c.held.CompareAndSwap(held, held-1) {
-			c.cluster.retries.counts[c.priority].Add(-1)
+			c.leg.cluster.retries.counts[c.priority].Add(-1)
 			return
 		}
 	}
@@ -209,7 +227,7 @@ func (c *Call) leaveRetries() {
 	if c.held.Load() == 0 {
 		return
 	}
-	c.cluster.retries.counts[c.priority].Add(-int64(c.held.Swap(0)))
+	c.leg.cluster.retries.counts[c.priority].Add(-int64(c.held.Swap(0)))
 }
 
 // Hedges returns how many attempts begin at once, and whether the end of an
@@ -228,7 +246,11 @@ func (c *Call) Hedges() (initial int, onTimeout bool) {
 			initial++
 		}
 	}
-	c.hedges.Store(int32(initial - 1))
+	if initial > 1 {
+		c.mu.Lock()
+		c.repeats().hedges = initial - 1
+		c.mu.Unlock()
+	}
 	return initial, c.hedgesOnTimeout()
 }
 
@@ -262,7 +284,9 @@ func (c *Call) safe() bool {
 // policy's retries.
 func (c *Call) Hedge(t *Try) bool {
 	*t = Try{call: c}
-	limit := int(c.hedges.Load())
+	c.mu.Lock()
+	limit := c.repeats().hedges
+	c.mu.Unlock()
 	if policy := c.retry; policy != nil {
 		limit = max(limit, int(policy.NumRetries))
 	}

@@ -215,7 +215,7 @@ func appendPeer(kv []attribute.KeyValue, address string) []attribute.KeyValue {
 }
 
 // TryEnd implements outbound.Observer.
-func (o observer) TryEnd(ctx context.Context, t *outbound.Try, out *resilience.Outcome) {
+func (o observer) TryEnd(ctx context.Context, t *outbound.Try, out *resilience.Outcome, now time.Time) {
 	c := t.Call()
 	to, _ := recorded(c)
 	a, _ := t.Telemetry.(*attempt)
@@ -223,7 +223,10 @@ func (o observer) TryEnd(ctx context.Context, t *outbound.Try, out *resilience.O
 	if to == nil || a == nil && !enabled {
 		return
 	}
-	began, now := c.Ready(), time.Now()
+	if now.IsZero() {
+		now = time.Now()
+	}
+	began := c.Ready()
 	if a != nil {
 		began, a.ended = a.began, now
 	}

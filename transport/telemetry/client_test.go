@@ -410,7 +410,7 @@ func TestHostsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx = o.TryStart(ctx, &try, nil)
-		o.TryEnd(ctx, &try, &out)
+		o.TryEnd(ctx, &try, &out, time.Time{})
 		c.Finish(&out)
 	}
 	for i := range 1000 {

@@ -101,7 +101,13 @@ func (t *Telemetry) Inject(ctx context.Context, h http.Header, own bool) http.He
 		out = make(http.Header, len(h)+3)
 		maps.Copy(out, h)
 	}
-	values := make([]string, 0, 3)
+	n := 0
+	for _, value := range [...]string{add.traceparent, add.tracestate, add.baggage} {
+		if value != "" {
+			n++
+		}
+	}
+	values := make([]string, 0, n)
 	set := func(name, value string) {
 		if value != "" {
 			values = append(values, value)

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
@@ -289,6 +290,6 @@ func attemptOnce(t testing.TB, r *rig, scheme, authority string, out *resilience
 		t.Fatal(err)
 	}
 	ctx = o.TryStart(ctx, &try, nil)
-	o.TryEnd(ctx, &try, out)
+	o.TryEnd(ctx, &try, out, time.Time{})
 	c.Finish(out)
 }

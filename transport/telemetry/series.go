@@ -53,6 +53,9 @@ const (
 // destination is where client requests go, as metrics name it.
 type destination struct {
 	name destinationName
+	// usual is the first of sets: most requests to one destination end alike, and
+	// comparing costs less than a map.
+	usual atomic.Pointer[usual]
 	// sets is replaced by a larger copy when an outcome is seen for the first time.
 	sets    atomic.Pointer[map[setKey]*sets]
 	retries [len(retryOutcomes)]atomic.Pointer[[]metric.AddOption]
@@ -63,6 +66,11 @@ type destinationName struct {
 	port    int // 0: left out
 	route   string
 	cluster string
+}
+
+type usual struct {
+	key  setKey
+	sets *sets
 }
 
 // setKey is what makes one attribute set of a destination.
@@ -198,6 +206,9 @@ func newSets(d destinationName, key setKey) *sets {
 
 // options returns the attributes of an outcome at d.
 func (s *clientSeries) options(d *destination, key setKey) *sets {
+	if u := d.usual.Load(); u != nil && u.key == key {
+		return u.sets
+	}
 	if known := d.sets.Load(); known != nil {
 		if o := (*known)[key]; o != nil {
 			return o
@@ -232,6 +243,9 @@ func (s *clientSeries) build(d *destination, key setKey) *sets {
 		o = newSets(d.name, key)
 	default:
 		o = newSets(destinationName{address: other}, setKey{method: otherMethod})
+	}
+	if len(next) == 0 {
+		d.usual.Store(&usual{key, o})
 	}
 	next[key] = o
 	d.sets.Store(&next)

@@ -62,15 +62,24 @@ var serverKind = trace.WithSpanKind(trace.SpanKindServer)
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t := h.t
-	x := &writer{ResponseWriter: w, began: time.Now()}
+	spans := t.spans()
+	var x *writer
+	var with *traced
+	if spans == nil {
+		x = new(writer)
+	} else {
+		with = new(traced)
+		x = &with.writer
+	}
+	x.ResponseWriter, x.began = w, time.Now()
 	ctx := t.Extract(r.Context(), r.Header)
 	m := methodOf(r.Method)
 	var span trace.Span
-	if spans := t.spans(); spans != nil {
+	if spans != nil {
 		// What a sampler may decide by.
-		x.start = [...]attribute.KeyValue{m.attribute(), semconv.URLPath(r.URL.Path), semconv.URLScheme(scheme(r.TLS != nil))}
+		with.start = [...]attribute.KeyValue{m.attribute(), semconv.URLPath(r.URL.Path), semconv.URLScheme(scheme(r.TLS != nil))}
 		parent := trace.SpanContextFromContext(ctx)
-		ctx, span = spans.tracer.Start(ctx, m.spanName(), serverKind, trace.WithAttributes(x.start[:]...))
+		ctx, span = spans.tracer.Start(ctx, m.spanName(), serverKind, trace.WithAttributes(with.start[:]...))
 		if !span.IsRecording() {
 			t.heard(spans, parent, span.SpanContext())
 			span = nil

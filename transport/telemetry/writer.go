@@ -17,7 +17,13 @@ type writer struct {
 	began    time.Time
 	status   int // 0 until there is one
 	hijacked bool
-	start    [3]attribute.KeyValue // of the span; here to be allocated with the rest
+}
+
+// traced is the writer of a request with a span, and the attributes that the
+// span starts with: one object.
+type traced struct {
+	writer
+	start [3]attribute.KeyValue
 }
 
 // as returns w with those of the optional interfaces that the writer below
