@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"fmt"
 	"net/http"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,11 @@ metadata: {name: default-deny, namespace: istio-system}
 spec: {}
 `
 )
+
+// dryRun makes policy of the above refuse nothing, and say what it would refuse.
+func dryRun(policy string) string {
+	return regexp.MustCompile(`metadata: \{(.*)\}`).ReplaceAllString(policy, `metadata: {$1, annotations: {istio.io/dry-run: "true"}}`)
+}
 
 // traffic calls without pause until it is stopped, and keeps the first failure.
 type traffic struct {
@@ -107,7 +113,9 @@ func TestStepByStep(t *testing.T) {
 	checkout, stranger := s.join("checkout"), s.join("stranger")
 	httpCheckout, httpStranger := checkout.Client(), stranger.Client()
 	grpcCheckout, _ := dialHealth(t, "xds:///ledger:80", checkout.DialOptions()...)
+	meshCheckout, _ := dialHealth(t, "mesh:///ledger:80", checkout.DialOptions()...)
 	grpcStranger, _ := dialHealth(t, "xds:///ledger:80", stranger.DialOptions()...)
+	meshStranger, _ := dialHealth(t, "mesh:///ledger:80", stranger.DialOptions()...)
 	httpOutsider := outsider(t)
 	grpcOutsider, _ := dialHealth(t, instances[1].at.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 
@@ -134,6 +142,7 @@ func TestStepByStep(t *testing.T) {
 		}
 		settles(t, step+": checkout to payment", answers(httpCheckout, "http://payment/", 200, name("checkout")))
 		settles(t, step+": checkout to ledger", codeIs(grpcCheckout, codes.OK))
+		settles(t, step+": checkout to ledger over mesh:///", codeIs(meshCheckout, codes.OK))
 		h, g := code(e.outsider)
 		for _, i := range []int{0, 2, 4} {
 			settles(t, step+": an outsider over HTTP", answers(httpOutsider, "http://"+instances[i].at.String()+"/", h, ""))
@@ -146,6 +155,7 @@ func TestStepByStep(t *testing.T) {
 		}
 		settles(t, step+": stranger to payment", answers(httpStranger, "http://payment/", h, text))
 		settles(t, step+": stranger to ledger", codeIs(grpcStranger, g))
+		settles(t, step+": stranger to ledger over mesh:///", codeIs(meshStranger, g))
 		h, _ = code(e.open)
 		settles(t, step+": stranger to open", answers(httpStranger, "http://open/", h, ""))
 	}
@@ -162,15 +172,18 @@ func TestStepByStep(t *testing.T) {
 	fresh := &http.Client{Transport: closing{checkout.RoundTripper()}}
 	l.run("HTTP", func() error { return get200(httpCheckout, "http://payment/") })
 	l.run("HTTP, new connections", func() error { return get200(fresh, "http://payment/") })
-	l.run("gRPC", func() error { return check(grpcCheckout) })
-	l.run("gRPC, new channels", func() error {
-		conn, err := grpc.NewClient("xds:///ledger:80", checkout.DialOptions()...)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		return check(healthpb.NewHealthClient(conn))
-	})
+	l.run("xds:///", func() error { return check(grpcCheckout) })
+	l.run("mesh:///", func() error { return check(meshCheckout) })
+	for _, target := range []string{"xds:///ledger:80", "mesh:///ledger:80"} {
+		l.run("new channels to "+target, func() error {
+			conn, err := grpc.NewClient(target, checkout.DialOptions()...)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			return check(healthpb.NewHealthClient(conn))
+		})
+	}
 	l.held("observe")
 
 	allows := fmt.Sprintf(allowCheckout, "payment") + fmt.Sprintf(allowCheckout, "ledger")
@@ -181,11 +194,17 @@ func TestStepByStep(t *testing.T) {
 	}{
 		{"half of the instances are labelled", func() { declare(func(i int) bool { return i < 2 }) }, nil},
 		{"permissive", func() { declare(all) }, permissive},
+		{"strict, in dry run", func() { s.write("strict.yaml", dryRun(strictMesh)) }, permissive},
 		{"strict", func() { s.write("strict.yaml", strictMesh) }, strict},
+		{"authorize, in dry run", func() { s.write("allow.yaml", dryRun(allows)) }, strict},
 		{"authorize", func() { s.write("allow.yaml", allows) }, authorize},
+		{"default deny, in dry run", func() { s.write("deny.yaml", dryRun(defaultDeny)) }, authorize},
 		{"default deny", func() { s.write("deny.yaml", defaultDeny) }, deny},
+		{"back to default deny in dry run", func() { s.write("deny.yaml", dryRun(defaultDeny)) }, authorize},
 		{"back to authorize", func() { s.write("deny.yaml", "") }, authorize},
+		{"back to authorize in dry run", func() { s.write("allow.yaml", dryRun(allows)) }, strict},
 		{"back to strict", func() { s.write("allow.yaml", "") }, strict},
+		{"back to strict in dry run", func() { s.write("strict.yaml", dryRun(strictMesh)) }, permissive},
 		{"back to permissive", func() { s.write("strict.yaml", "") }, permissive},
 		{"back to observe", func() { declare(none) }, observe},
 	} {

@@ -22,8 +22,8 @@ type AdminStatus struct {
 
 // Admin returns a handler that shows the policy in force, the clusters and
 // endpoints with their live state, and the state of every xDS resource, as
-// JSON. It changes nothing. It names services and addresses: serve it where
-// only operators reach it.
+// JSON (an AdminStatus). It answers GET under any path, and changes nothing. It
+// names services and addresses: serve it where only operators reach it.
 func (m *Mesh) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {

@@ -10,6 +10,10 @@ import (
 	"net/http/httptest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
 	"github.com/sinew-mesh/sinew/mesh"
 )
 
@@ -79,6 +83,37 @@ func ExampleMesh_ServeListener() {
 	// Output:
 	// hello
 	// drained: <nil>
+}
+
+// A gRPC server and a client of it. With a control plane the target would be a
+// service, "mesh:///ratings:9080", under the policy that it has.
+func ExampleMesh_DialOptions() {
+	m, err := mesh.New(context.Background(), mesh.WithoutControlPlane())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	lis, err := m.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(m.ServerOptions()...)
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	go func() { _ = server.Serve(lis) }()
+	defer server.Stop()
+
+	conn, err := grpc.NewClient("mesh:///"+lis.Addr().String(), m.DialOptions()...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := healthpb.NewHealthClient(conn).Check(context.Background(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(answer.Status)
+	// Output: SERVING
 }
 
 // The typed errors tell why the mesh did not send a request.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc/credentials"
@@ -19,9 +20,10 @@ import (
 
 // WithIdentity has the process prove who it is with a source of the caller's
 // own, such as source.NewStatic's, in place of every certificate provider that
-// policy may name: those that the bootstrap has, and "default". The channel to the control plane keeps what the bootstrap says.
-// The caller closes the source, after the Mesh. Default: the bootstrap's
-// certificate_providers.
+// policy may name: those that the bootstrap has, and "default". The channel to
+// the control plane keeps what the bootstrap says. The caller closes the source,
+// after the Mesh. Default: the bootstrap's certificate_providers. It excludes
+// WithoutControlPlane, under which nothing asks for a certificate.
 func WithIdentity(src source.Source) Option {
 	return func(c *config) error {
 		if src == nil {
@@ -161,8 +163,26 @@ func (s *identities) channel(c bootstrap.ChannelCreds) (credentials.TransportCre
 	if err != nil {
 		return nil, err
 	}
-	s.keep("channel "+string(c.Config), src)
+	s.keep(channelOf+string(c.Config), src)
 	return creds, nil
+}
+
+const channelOf = "channel "
+
+// trouble says which channels to the control plane wait for a certificate, and why.
+func (s *identities) trouble() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(s.kept)) {
+		if !strings.HasPrefix(name, channelOf) {
+			continue
+		}
+		if _, err := s.kept[name].Current(); err != nil {
+			errs = append(errs, fmt.Errorf("the channel to the control plane has no certificate: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // status returns the health of the sources that say it, each once.

@@ -10,11 +10,14 @@
 //
 // Under it the house has four floors, and a package imports only downwards:
 //
-//	mesh                                   the face
-//	transport/meshhttp, meshgrpc, telemetry    adapters: the wire
-//	transport/outbound, inbound            engines: live state, one request's steps
-//	internal/snapshot, internal/xds/...    policy: xDS resources, compiled and immutable
-//	routing, routing/lb, resilience, identity   rules: pure values and functions
+//	transport/meshhttp, meshgrpc, telemetry              adapters: the wire
+//	transport/outbound, inbound                          engines: live state, the steps of one request
+//	internal/snapshot, internal/xds/..., identity/...    policy: xDS resources, compiled and immutable; certificates
+//	routing, routing/lb, resilience, identity            rules: pure values and functions
+//
+// A program meets three of these packages: mesh, identity (who calls:
+// identity.PeerFromContext), and identity/source where it brings certificates
+// of its own. Package mesh/meshtest is for its tests.
 package mesh
 
 import (
@@ -58,6 +61,7 @@ type Mesh struct {
 	loads     loads
 	reporting sync.Mutex            // held while loads are taken
 	trouble   atomic.Pointer[error] // why the control plane is out of reach
+	connected atomic.Bool           // to a control plane, at present or once
 	close     sync.Once
 }
 
@@ -107,7 +111,13 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 		Log:        m.log,
 	}
 	if config.external == PassExternal {
-		out.External = config.policy.host
+		// The route's name stands in errors, where it tells who has misspelt a
+		// service that the control plane knows no such host.
+		route := "default"
+		if m.bootstrap != nil {
+			route = "outside-the-mesh"
+		}
+		out.External = func(host string) (*snapshot.Host, *snapshot.Cluster) { return config.policy.host(host, route) }
 	}
 	if m.bootstrap != nil {
 		node := m.bootstrap.Node
@@ -219,6 +229,7 @@ func (m *Mesh) events() client.Events {
 	return client.Events{
 		Connected: func(string, string) {
 			m.trouble.Store(nil)
+			m.connected.Store(true)
 			m.telemetry.XDSConnected(true)
 		},
 		Disconnected: func(server string, err error) {
@@ -234,16 +245,23 @@ func (m *Mesh) events() client.Events {
 	}
 }
 
+// controlPlaneTrouble says why there is no policy. While there has been no
+// connection it may be for want of a certificate to make one with.
 func (m *Mesh) controlPlaneTrouble() error {
-	if err := m.trouble.Load(); err != nil {
-		return *err
+	var err error
+	switch t := m.trouble.Load(); {
+	case t != nil:
+		err = *t
+	case m.connected.Load():
+		return nil
 	}
-	return nil
+	return errors.Join(err, m.identity.trouble())
 }
 
 // Close leaves the mesh: the control plane's stream ends, requests that wait
 // for policy fail with ErrClosed, connections close when they are idle.
-// Requests in flight go on. It may be called again.
+// Requests in flight go on. Servers are the caller's to stop first: Serve by its
+// context. It may be called again; the error is always nil.
 func (m *Mesh) Close() error {
 	m.close.Do(func() {
 		if m.xds != nil {
@@ -268,7 +286,13 @@ func (m *Mesh) RoundTripper() http.RoundTripper { return m.transport }
 // Handler wraps a server's handler: spans and metrics of requests, and the
 // policy of the listener that they came in on. It finds the listener by the
 // connection's local address (http.LocalAddrContextKey), so it works under any
-// *http.Server; until the listener's policy has come it answers 503.
+// *http.Server. The handler it wraps finds the caller by identity.PeerFromContext.
+//
+// A request that policy does not let in is answered with JSON, a
+// meshhttp.Refusal: 403 for a caller that may not call, 401 for a token that is
+// missing or bad, 429 beyond a rate limit, 503 where the listener's policy has
+// not come (see WithPolicyWait) or there is too much to do, 504 where the
+// request's time has passed.
 //
 // A plain http.Server accepts HTTP/2 without TLS (h2c) only where its
 // Protocols have SetUnencryptedHTTP2(true); Serve sets that.
@@ -279,8 +303,9 @@ func (m *Mesh) Handler(next http.Handler) http.Handler {
 // Listen announces on the local network address as net.Listen does, and asks
 // for the listener's policy, which says whether connections must be mutual TLS
 // (STRICT), may be (PERMISSIVE) or are plaintext. Serve HTTP through Handler, or
-// gRPC with ServerOptions, on it. Connections with TLS are *tls.Conn whose
-// handshake is complete, so that net/http serves HTTP/2 on them.
+// gRPC with ServerOptions, on it: the listener sees to TLS, and they to who may
+// call. Connections with TLS are *tls.Conn whose handshake is complete, so that
+// net/http serves HTTP/2 on them. The context bounds only Listen itself.
 func (m *Mesh) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lis, err := lc.Listen(ctx, network, address)
@@ -293,7 +318,9 @@ func (m *Mesh) Listen(ctx context.Context, network, address string) (net.Listene
 
 // Serve listens on the TCP address and serves the handler, wrapped by Handler,
 // until the context ends; then it drains (see WithDrainTimeout). HTTP/1.1 and
-// HTTP/2 share the port, with TLS or without. It returns nil after a full drain.
+// HTTP/2 share the port, with TLS or without. It returns nil after a full drain,
+// context.DeadlineExceeded where requests were cut off, and at once the error of
+// an address that can not be listened on.
 func (m *Mesh) Serve(ctx context.Context, address string, handler http.Handler) error {
 	lis, err := m.Listen(ctx, "tcp", address)
 	if err != nil {

@@ -55,6 +55,9 @@ func newConfig(options []Option) (*config, error) {
 	if c.standalone && (c.bootstrap != nil || c.bootstrapFile != "") {
 		return nil, errors.New("mesh: WithoutControlPlane and a bootstrap exclude each other")
 	}
+	if c.standalone && c.identity != nil {
+		return nil, errors.New("mesh: WithoutControlPlane and WithIdentity exclude each other: without policy nothing asks for a certificate")
+	}
 	if c.bootstrap != nil && c.bootstrapFile != "" {
 		return nil, errors.New("mesh: WithBootstrap and WithBootstrapFile exclude each other")
 	}
@@ -85,8 +88,9 @@ func WithBootstrapFile(path string) Option {
 }
 
 // WithoutControlPlane runs without an xDS server: every host is external, and
-// requests are traced, measured and guarded by the default policy. A bootstrap
-// in the environment is not read.
+// requests are traced, measured and guarded by the default policy. What comes in
+// is let in, in plaintext, as without the mesh. A bootstrap in the environment is
+// not read; one among the options is an error. Default: New wants a bootstrap.
 func WithoutControlPlane() Option {
 	return func(c *config) error {
 		c.standalone = true
@@ -109,13 +113,18 @@ func WithDefaultPolicy(p Policy) Option {
 // not know. Default: PassExternal.
 func WithExternalHosts(e External) Option {
 	return func(c *config) error {
+		if e != PassExternal && e != RefuseExternal {
+			return fmt.Errorf("WithExternalHosts: %d is neither PassExternal nor RefuseExternal", e)
+		}
 		c.external = e
 		return nil
 	}
 }
 
-// WithPolicyWait limits how long a request waits for policy that has not come
-// yet, unless its own deadline is earlier. Default: 15 s.
+// WithPolicyWait limits how long a request, going out or coming in, waits for
+// policy or a first certificate that has not come yet, unless its own deadline is
+// earlier. Then it fails with a *NotReadyError, or is answered 503 or UNAVAILABLE.
+// Default: 15 s.
 func WithPolicyWait(d time.Duration) Option {
 	return func(c *config) error {
 		if d <= 0 {
@@ -126,7 +135,8 @@ func WithPolicyWait(d time.Duration) Option {
 	}
 }
 
-// WithDrainTimeout limits how long Serve lets requests finish after its context has ended. Default: 30 s.
+// WithDrainTimeout limits how long Serve and ServeListener let requests finish
+// after their context has ended. Default: 30 s.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(c *config) error {
 		if d <= 0 {
@@ -137,9 +147,10 @@ func WithDrainTimeout(d time.Duration) Option {
 	}
 }
 
-// WithReplayLimit sets how many bytes of a request's body are kept for a
-// retry, where the request has no GetBody of its own. A larger body is sent
-// once. Default: 64 KiB; zero keeps nothing.
+// WithReplayLimit sets how many bytes of an HTTP request's body are kept for a
+// retry, where the request has no GetBody of its own. A larger body is sent once.
+// Default: 64 KiB; zero keeps nothing. A gRPC stream keeps 64 KiB of messages,
+// whatever is set here.
 func WithReplayLimit(bytes int64) Option {
 	return func(c *config) error {
 		if bytes < 0 {
@@ -192,7 +203,7 @@ func WithLogger(log *slog.Logger) Option {
 	}
 }
 
-// WithTracerProvider sets where spans go. Default: OpenTelemetry's global provider.
+// WithTracerProvider sets where spans go. Default, and for nil: OpenTelemetry's global provider.
 func WithTracerProvider(p trace.TracerProvider) Option {
 	return func(c *config) error {
 		c.tracerProvider = p
@@ -200,7 +211,7 @@ func WithTracerProvider(p trace.TracerProvider) Option {
 	}
 }
 
-// WithMeterProvider sets where metrics go. Default: OpenTelemetry's global provider.
+// WithMeterProvider sets where metrics go, gRPC's own among them. Default, and for nil: OpenTelemetry's global provider.
 func WithMeterProvider(p metric.MeterProvider) Option {
 	return func(c *config) error {
 		c.meterProvider = p

@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -54,22 +53,27 @@ const alwaysSafe = "connect-failure,refused-stream"
 
 // validate reports the first field with a value that has no meaning.
 func (p *Policy) validate() error {
-	if p.Timeout < 0 || p.PerTryTimeout < 0 || p.BreakFor < 0 {
-		return errors.New("a duration is negative")
+	for _, d := range [...]struct {
+		field string
+		value time.Duration
+	}{{"Timeout", p.Timeout}, {"PerTryTimeout", p.PerTryTimeout}, {"BreakFor", p.BreakFor}} {
+		if d.value < 0 {
+			return fmt.Errorf("%s: %s is negative", d.field, d.value)
+		}
 	}
 	if _, unknown := resilience.ParseRetryOn(p.RetryOn); len(unknown) > 0 {
 		return fmt.Errorf("RetryOn: unknown condition %s", strings.Join(unknown, ", "))
 	}
-	_, cluster := p.host("example.com:80")
+	_, cluster := p.host("example.com:80", "default")
 	if b := cluster.RetryBudget; b != nil {
 		return b.Validate()
 	}
 	return nil
 }
 
-// host builds the policy of one host outside the mesh: a route to a cluster
-// whose only endpoint is the host itself.
-func (p *Policy) host(name string) (*snapshot.Host, *snapshot.Cluster) {
+// host builds the policy of one host outside the mesh: a route of the given name
+// to a cluster whose only endpoint is the host itself.
+func (p *Policy) host(name, routeName string) (*snapshot.Host, *snapshot.Cluster) {
 	cluster := &snapshot.Cluster{
 		Name:           "passthrough|" + name,
 		Service:        name,
@@ -93,13 +97,15 @@ func (p *Policy) host(name string) (*snapshot.Host, *snapshot.Cluster) {
 	}
 	clusters, _ := routing.NewWeighted([]routing.WeightedCluster{{Name: cluster.Name, Weight: 1}})
 	route := snapshot.Route{
-		Name:     "default",
+		Name:     routeName,
 		Match:    routing.Match{Path: routing.PathMatch{Kind: routing.PathPrefix, Value: "/"}},
 		Clusters: clusters,
 		Timeout:  p.Timeout,
 	}
-	if p.Retries > 0 {
+	if p.Retries > 0 || p.PerTryTimeout > 0 {
 		route.Retry = p.retry()
+	}
+	if p.Retries > 0 {
 		budget := resilience.RatioRetryBudget
 		if p.RetryMin > 0 {
 			budget = resilience.RetryBudget{MinConcurrency: p.RetryMin}

@@ -40,7 +40,7 @@ func (s *scenarioServer) take(get func(string) string) (failed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := map[string]string{}
-	for _, name := range []string{"x-added", "x-removed", "x-envoy-expected-rq-timeout-ms"} {
+	for _, name := range []string{"x-added", "x-removed", "x-envoy-expected-rq-timeout-ms", ":authority"} {
 		h[name] = get(name)
 	}
 	s.seen = append(s.seen, h)
@@ -86,7 +86,12 @@ func (s *scenarioServer) calls() int {
 }
 
 func (s *scenarioServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	failed := s.take(r.Header.Get)
+	failed := s.take(func(name string) string {
+		if name == ":authority" {
+			return r.Host
+		}
+		return r.Header.Get(name)
+	})
 	if !s.wait(r.Context()) {
 		return
 	}
@@ -196,7 +201,7 @@ func TestScenarios(t *testing.T) {
     retries: {attempts: 0}`,
 		},
 		{
-			name: "timeout", want: []outcome{{"", 504}}, v1: 1,
+			name: "timeout", want: []outcome{{"", 504}}, v1: 1, xds: true,
 			setup: func(v1, _ *scenarioServer) { v1.slow = true },
 			policy: `
   http:
@@ -205,11 +210,75 @@ func TestScenarios(t *testing.T) {
     retries: {attempts: 0}`,
 		},
 		{
-			name: "fault", want: []outcome{{"", 503}},
+			name: "fault", want: []outcome{{"", 503}}, xds: true,
 			policy: `
   http:
   - route: [{destination: {host: SERVICE, subset: v1}}]
     fault: {abort: {httpStatus: 503, percentage: {value: 100}}}`,
+		},
+		{
+			// To what is no call of gRPC the answer is 200, with the status beside it (Envoy).
+			name: "fault with a status of gRPC", want: []outcome{{"", 403}, {"fault filter abort", 200}}, xds: true,
+			policy: `
+  http:
+  - route: [{destination: {host: SERVICE, subset: v1}}]
+    fault: {abort: {grpcStatus: PERMISSION_DENIED, percentage: {value: 100}}}`,
+		},
+		{
+			name: "fault for some requests", header: map[string]string{"x-user": "jane"}, want: []outcome{{"v2", 200}}, v2: 1, xds: true,
+			policy: `
+  http:
+  - match: [{headers: {x-user: {exact: joe}}}]
+    route: [{destination: {host: SERVICE, subset: v1}}]
+    fault: {abort: {httpStatus: 503, percentage: {value: 100}}}
+  - route: [{destination: {host: SERVICE, subset: v2}}]
+    fault: {abort: {httpStatus: 503, percentage: {value: 0}}}`,
+		},
+		{
+			name: "path, regular expression, absent header", header: map[string]string{"x-version": "2024-05"}, want: []outcome{{"v2", 200}}, v2: 1, xds: true,
+			policy: `
+  http:
+  - match: [{uri: {exact: /elsewhere}}, {uri: {exact: PATH}, headers: {x-version: {regex: "[0-9]+"}}}, {uri: {exact: PATH}, withoutHeaders: {x-version: {}}}]
+    route: [{destination: {host: SERVICE, subset: v1}}]
+  - match: [{uri: {exact: PATH}, headers: {x-version: {regex: "[0-9]+-[0-9]+"}}, withoutHeaders: {x-old: {}}}]
+    route: [{destination: {host: SERVICE, subset: v2}}]
+  - route: [{destination: {host: SERVICE, subset: v1}}]`,
+		},
+		{
+			name: "what is not retriable", want: []outcome{{"", 503}}, v1: 1, xds: true,
+			setup: func(v1, _ *scenarioServer) { v1.fails = 1 },
+			policy: `
+  http:
+  - route: [{destination: {host: SERVICE, subset: v1}}]
+    retries: {attempts: 2, retryOn: "resource-exhausted"}`,
+		},
+		{
+			name: "authority rewritten", want: []outcome{{"v1", 200}}, v1: 1,
+			policy: `
+  http:
+  - rewrite: {authority: other.test}
+    route: [{destination: {host: SERVICE, subset: v1}}]`,
+			check: func(t *testing.T, v1, _ *scenarioServer) {
+				if h := v1.seen[0]; h[":authority"] != "other.test" {
+					t.Errorf("the server saw %v", h)
+				}
+			},
+		},
+		{
+			name: "retries that the request asks for", header: map[string]string{"x-envoy-retry-on": "5xx", "x-envoy-retry-grpc-on": "unavailable", "x-envoy-max-retries": "2"},
+			want: []outcome{{"v1", 200}}, v1: 3,
+			setup: func(v1, _ *scenarioServer) { v1.fails = 2 },
+			policy: `
+  http:
+  - route: [{destination: {host: SERVICE, subset: v1}}]
+    retries: {attempts: 0}`,
+		},
+		{
+			name: "copies to some", want: []outcome{{"v1", 200}}, v1: 1, v2: 1,
+			policy: `
+  http:
+  - route: [{destination: {host: SERVICE, subset: v1}}]
+    mirrors: [{destination: {host: SERVICE, subset: v2}}, {destination: {host: SERVICE, subset: v2}, percentage: {value: 0}}]`,
 		},
 		{
 			name: "direct response", want: []outcome{{"", 403}},
@@ -268,7 +337,7 @@ spec: {mtls: {mode: STRICT}}
 		},
 		{
 			name: "stickiness by header", header: map[string]string{"x-user": "jane"}, want: []outcome{{"v1", 200}, {"v2", 200}},
-			v1: -1, v2: -1, repeat: 20,
+			v1: -1, v2: -1, repeat: 20, xds: true,
 			to: "{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}",
 			policy: `
   http:

@@ -43,6 +43,7 @@ import (
 	security "istio.io/api/security/v1alpha1"
 
 	"github.com/sinew-mesh/sinew/identity/tlsconfig"
+	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
 	"github.com/sinew-mesh/sinew/mesh"
@@ -53,7 +54,7 @@ import (
 
 // grpcLog is what gRPC itself logs of warnings and errors. It must be set before
 // any use of gRPC.
-var grpcLog buffer
+var grpcLog journal.Journal
 
 func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, &grpcLog, &grpcLog)) }
 
@@ -155,7 +156,7 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 
 	var out sinks
-	log, spans, reader := &buffer{}, tracetest.NewSpanRecorder(), sdkmetric.NewManualReader()
+	log, spans, reader := &journal.Journal{}, tracetest.NewSpanRecorder(), sdkmetric.NewManualReader()
 	traces, meters := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)), sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
 	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	before := slog.Default()
@@ -244,34 +245,36 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 
 	// gRPC.
-	conn, err := grpc.NewClient("xds:///three:80", m.DialOptions()...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	call := func(service string, want codes.Code, md ...string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		if want == codes.DeadlineExceeded {
-			cancel()
-			ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
-		}
-		defer cancel()
-		ctx = metadata.AppendToOutgoingContext(ctx, append(md, "cookie", "id="+hidden["cookie"], "x-api-key", hidden["api key"], "key-bin", hidden["api key"])...)
-		_, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
-		if rpc.Code(err) != want {
-			t.Errorf("gRPC %q: %v, want %v", service, err, want)
-		}
+	for _, target := range []string{"xds:///three:80", "mesh:///three:80"} {
+		conn, err := grpc.NewClient(target, m.DialOptions()...)
 		if err != nil {
-			out.failed(t, err)
+			t.Fatal(err)
 		}
+		defer conn.Close()
+		call := func(service string, want codes.Code, md ...string) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if want == codes.DeadlineExceeded {
+				cancel()
+				ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+			}
+			defer cancel()
+			ctx = metadata.AppendToOutgoingContext(ctx, append(md, "cookie", "id="+hidden["cookie"], "x-api-key", hidden["api key"], "key-bin", hidden["api key"])...)
+			_, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
+			if rpc.Code(err) != want {
+				t.Errorf("%s %q: %v, want %v", target, service, err, want)
+			}
+			if err != nil {
+				out.failed(t, err)
+			}
+		}
+		bearer := []string{"authorization", "Bearer " + good}
+		call("", codes.OK, bearer...)
+		call("", codes.PermissionDenied, append(bearer, "x-denied", "yes")...)
+		call("", codes.Unauthenticated, "authorization", "Bearer "+bad)
+		call("flaky", codes.Unavailable, bearer...)
+		call("slow", codes.DeadlineExceeded, bearer...)
 	}
-	bearer := []string{"authorization", "Bearer " + good}
-	call("", codes.OK, bearer...)
-	call("", codes.PermissionDenied, append(bearer, "x-denied", "yes")...)
-	call("", codes.Unauthenticated, "authorization", "Bearer "+bad)
-	call("flaky", codes.Unavailable, bearer...)
-	call("slow", codes.DeadlineExceeded, bearer...)
 
 	// A client whose certificate is its own invention.
 	key, der := newKey(t)

@@ -101,7 +101,8 @@ func HTTP(name, version string, handler http.Handler) Option {
 }
 
 // GRPC adds an instance of a gRPC service, as HTTP does; register registers
-// its services. Its target is "xds:///name:80".
+// its services. Its target is "mesh:///name:80", or "xds:///name:80" for gRPC's
+// own xDS client, with the options that Mesh().DialOptions() gives.
 func GRPC(name, version string, register func(grpc.ServiceRegistrar)) Option {
 	return add(name, version, "grpc", func(w *World) (net.Addr, error) {
 		var server *grpc.Server
