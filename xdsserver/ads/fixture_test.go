@@ -23,7 +23,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 func read[M proto.Message](t testing.TB, m M, text string) M {
 	t.Helper()

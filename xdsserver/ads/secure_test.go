@@ -269,7 +269,7 @@ func TestExpiry(t *testing.T) {
 	leak.Check(t)
 	h := startSecure(t, set(t))
 	certs := make(chan *tls.Certificate, 2)
-	first := issue(t, h.ca, webID, 3*time.Second)
+	first := issue(t, h.ca, webID, 8*time.Second)
 	certs <- first
 	certs <- issue(t, h.ca, webID, 0)
 	conn := h.connect(t, func() *tls.Certificate { return <-certs })
