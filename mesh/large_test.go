@@ -54,6 +54,9 @@ func (c *counting) forget() {
 // opens connections to those alone, has goroutines for those alone, and what it
 // holds of the others is little.
 func TestLargeCluster(t *testing.T) {
+	if !alone(t) {
+		return
+	}
 	for _, c := range []struct{ endpoints, limit int }{{1_000, 1 << 20}, {10_000, 4 << 20}} {
 		t.Run(fmt.Sprint(c.endpoints), func(t *testing.T) {
 			if testing.Short() && c.endpoints > 1_000 {

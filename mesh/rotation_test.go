@@ -95,7 +95,7 @@ func TestRootRotationUnderLoad(t *testing.T) {
 		peer, _ := identity.PeerFromContext(r.Context())
 		_, _ = fmt.Fprintf(w, "%s %s", r.Proto, peer.ID)
 	})
-	w := meshtest.New(t, meshtest.CertificateLife(4*time.Second), meshtest.Policy(strictWithHTTP2),
+	w := meshtest.New(t, meshtest.CertificateLife(6*time.Second), meshtest.Policy(strictWithHTTP2),
 		meshtest.HTTP("one", "", answer), meshtest.HTTP("two", "", answer),
 		meshtest.GRPC("three", "", func(r grpc.ServiceRegistrar) { healthpb.RegisterHealthServer(r, health.NewServer()) }))
 	ctx, cancel := context.WithTimeout(t.Context(), soak+90*time.Second)
