@@ -345,12 +345,13 @@ func (w *World) SetPolicy(yaml string) {
 	w.apply([]*policy.File{policy.Parse("policy.yaml", []byte(yaml))})
 }
 
-// Eventually fails the test unless the condition holds within five seconds.
+// Eventually fails the test unless the condition holds within 30 seconds, which
+// is much even for a machine that runs many tests at once.
 func (w *World) Eventually(what string, condition func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("meshtest: not within five seconds: %s", what)
+			w.t.Fatalf("meshtest: not within 30 seconds: %s", what)
 		}
 	}
 }
