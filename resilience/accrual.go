@@ -53,7 +53,7 @@ func (a *Accrual) Penalty(failed uint32, draw uint64) time.Duration {
 		}
 	}
 	if jitter := uint64(a.Jitter * float64(penalty)); jitter > 0 {
-		penalty += time.Duration(draw % (jitter + 1))
+		penalty = plus(penalty, time.Duration(draw%(jitter+1)))
 	}
 	return penalty
 }

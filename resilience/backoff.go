@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -54,10 +55,19 @@ func (p *RetryPolicy) Backoff(retry int, draw uint64) time.Duration {
 func (p *RetryPolicy) Delay(o *Outcome, retry int, now time.Time, draw uint64) (pause time.Duration, asked bool) {
 	if p.RateLimited != nil && o.Failure == NoFailure {
 		if interval, ok := p.RateLimited.Interval(o.Header, o.Form, now); ok && interval > time.Millisecond {
-			return interval + time.Duration(draw%uint64(interval/2)), true
+			return plus(interval, time.Duration(draw%uint64(interval/2))), true
 		}
 	}
 	return p.Backoff(retry, draw), false
+}
+
+// plus is a sum of two lengths of time, the longest one where it is longer:
+// a sum that wraps around would be no time at all.
+func plus(a, b time.Duration) time.Duration {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 var pushbackHeader = routing.NewHeaderName("grpc-retry-pushback-ms")

@@ -280,7 +280,7 @@ func (o *Outlier) Eject(e Ejection, now time.Time, draw uint64) Ejection {
 	}
 	jitter := time.Duration(draw % (uint64(max(o.MaxEjectionTimeJitter, 0)) + 1))
 	e.Ejected = true
-	e.Until = now.Add(o.EjectionTime(e.Multiplier) + jitter)
+	e.Until = now.Add(plus(o.EjectionTime(e.Multiplier), jitter))
 	return e
 }
 

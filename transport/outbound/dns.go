@@ -109,7 +109,7 @@ func (d *dns) follow(ctx context.Context, i int) {
 		}
 		failures = 0
 		d.answered(ctx, i, addrs)
-		timer.Reset(d.refresh() + d.cluster.jitter(d.config.Jitter))
+		timer.Reset(d.cluster.jittered(d.refresh(), d.config.Jitter))
 	}
 }
 
@@ -125,7 +125,7 @@ func (d *dns) refresh() time.Duration {
 func (d *dns) afterFailure(failures int) time.Duration {
 	base, most := d.config.FailureBase, d.config.FailureMax
 	if base <= 0 {
-		return d.refresh() + d.cluster.jitter(d.config.Jitter)
+		return d.cluster.jittered(d.refresh(), d.config.Jitter)
 	}
 	if most <= 0 {
 		most = 10 * base

@@ -100,6 +100,7 @@ type Engine struct {
 	// direct is external under the spelling of URLs, with "https" kept apart,
 	// so that a process without a control plane looks a host up without a lock.
 	direct, directTLS sync.Map
+	spellings         int // in both, about; whoever writes requests can spell one host in many ways
 }
 
 // view is a snapshot with the live state that its names stand for.
@@ -222,9 +223,28 @@ func (e *Engine) Install(s *snapshot.Snapshot) {
 	e.view.Store(next)
 	changed := make(chan struct{})
 	close(*e.changed.Swap(&changed))
+	gone := false
 	for name, c := range old.clusters {
 		if next.clusters[name] == nil {
 			c.close()
+			gone = true
+		}
+	}
+	if gone {
+		next.forgetNamed()
+	}
+}
+
+// forgetNamed has routes keep no cluster that requests' headers named once and that is gone.
+func (v *view) forgetNamed() {
+	for _, h := range v.hosts {
+		for i := range h.routes {
+			h.routes[i].named.Range(func(name, to any) bool {
+				if v.clusters[name.(string)] != to.(*leg).cluster {
+					h.routes[i].named.Delete(name)
+				}
+				return true
+			})
 		}
 	}
 }
@@ -516,8 +536,19 @@ func (e *Engine) directHost(authority, scheme string) (*host, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	h := e.externalHost(key)
+	if e.spellings >= maxExternal {
+		e.forgetSpellings()
+	}
 	index.Store(authority, h)
+	e.spellings++
 	return h, nil
+}
+
+// forgetSpellings has hosts outside the mesh be looked up by their names again. The caller holds mu.
+func (e *Engine) forgetSpellings() {
+	e.direct.Clear()
+	e.directTLS.Clear()
+	e.spellings = 0
 }
 
 // externalHost returns the live state of a host outside the mesh. The caller holds mu.
@@ -531,8 +562,7 @@ func (e *Engine) externalHost(key string) *host {
 			h.routes[0].legs[0].cluster.close()
 		}
 		clear(e.external)
-		e.direct.Clear()
-		e.directTLS.Clear()
+		e.forgetSpellings()
 	}
 	sh, config := e.options.External(key)
 	c := e.newCluster(config.Name)

@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"context"
+	"math"
 	"net"
 	"reflect"
 	"strconv"
@@ -144,6 +145,12 @@ func (c *Cluster) jitter(most time.Duration) time.Duration {
 	return time.Duration(c.engine.draw() % uint64(most))
 }
 
+// jittered returns the pause with a random time below most added; never less
+// than the pause, which a sum out of its bounds would be.
+func (c *Cluster) jittered(pause, most time.Duration) time.Duration {
+	return pause + min(c.jitter(most), math.MaxInt64-pause)
+}
+
 // check makes one check and plans the next. It runs in a goroutine of its timer.
 func (c *Cluster) check(k *check) {
 	c.mu.Lock()
@@ -233,7 +240,7 @@ func (c *Cluster) untilNext(k *check) time.Duration {
 	if pause <= 0 {
 		pause = time.Second
 	}
-	return pause + c.jitter(k.config.IntervalJitter)
+	return c.jittered(pause, k.config.IntervalJitter)
 }
 
 func checkAddress(address string, spec *lb.Endpoint, config *resilience.HealthCheck) string {

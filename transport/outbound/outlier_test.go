@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -68,7 +69,8 @@ func TestRatesEject(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			obs := &outOfUse{out: map[string]bool{}}
-			e, c := live(t, Options{Observer: obs}, compared(row.rule))
+			// The draw that only a share of 100 % enforces.
+			e, c := live(t, Options{Observer: obs, Draw: func() uint64 { return math.MaxUint64 }}, compared(row.rule))
 			defer e.Close()
 			round := func() {
 				for i := range 4 {

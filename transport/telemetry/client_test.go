@@ -83,6 +83,9 @@ func TestAttemptsOfACall(t *testing.T) {
 	for _, p := range r.points(t, "http.client.request.duration") {
 		v := p.attrs["http.response.status_code"]
 		byStatus[v.String()] += p.count
+		if p.sum < 0 {
+			t.Errorf("attempts took %v s", p.sum)
+		}
 	}
 	if byStatus["500"] != 2 || byStatus["200"] != 1 || len(byStatus) != 2 {
 		t.Errorf("attempts counted %v", byStatus)

@@ -63,8 +63,9 @@ func newRig(t testing.TB, sampler sdktrace.Sampler) *rig {
 // point is one series of a metric.
 type point struct {
 	attrs map[attribute.Key]attribute.Value
-	count uint64 // of a histogram
-	value int64  // of anything else
+	count uint64  // of a histogram
+	sum   float64 // of a histogram
+	value int64   // of anything else
 }
 
 func (r *rig) metrics(t testing.TB) map[string]metricdata.Metrics {
@@ -92,7 +93,7 @@ func pointsOf(m metricdata.Metrics) []point {
 	switch data := m.Data.(type) {
 	case metricdata.Histogram[float64]:
 		for _, p := range data.DataPoints {
-			out = append(out, point{attrs: attrsOf(p.Attributes.ToSlice()), count: p.Count})
+			out = append(out, point{attrs: attrsOf(p.Attributes.ToSlice()), count: p.Count, sum: p.Sum})
 		}
 	case metricdata.Sum[int64]:
 		for _, p := range data.DataPoints {

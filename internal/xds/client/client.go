@@ -126,6 +126,7 @@ type Client struct {
 	unanswered    map[*host]struct{} // hosts that were never published
 
 	refused      map[string]*snapshot.Host // hosts over the limit
+	refusedEnds  map[string]*time.Timer    // of refused
 	refusedOrder []string
 
 	refusedClusters map[string]*snapshot.Cluster // demands over the limit
@@ -191,6 +192,7 @@ func newState(o Options, d decoders) (*Client, error) {
 		dirtyClusters: map[*cluster]struct{}{},
 		unanswered:    map[*host]struct{}{},
 		refused:       map[string]*snapshot.Host{},
+		refusedEnds:   map[string]*time.Timer{},
 
 		refusedClusters: map[string]*snapshot.Cluster{},
 		published: &snapshot.Snapshot{

@@ -78,7 +78,7 @@ func (c *Client) refuseHost(name string, err error) {
 	c.refused[name] = h
 	c.refusedOrder = append(c.refusedOrder, name)
 	c.hostsChanged = true
-	time.AfterFunc(refusedFor, func() {
+	c.refusedEnds[name] = time.AfterFunc(refusedFor, func() {
 		c.mail.post(func() {
 			if c.refused[name] == h {
 				c.unrefuse(name)
@@ -88,6 +88,9 @@ func (c *Client) refuseHost(name string, err error) {
 }
 
 func (c *Client) unrefuse(name string) {
+	// A timer that runs on would hold the name: of a flood of names, all of them.
+	c.refusedEnds[name].Stop()
+	delete(c.refusedEnds, name)
 	delete(c.refused, name)
 	for i, n := range c.refusedOrder {
 		if n == name {
