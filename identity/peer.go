@@ -28,6 +28,19 @@ type Peer struct {
 // Authenticated reports whether the peer proved an identity.
 func (p *Peer) Authenticated() bool { return p != nil && !p.ID.IsZero() }
 
+// String names the peer for people: its ID, or else what kind of connection it is on.
+func (p *Peer) String() string {
+	switch {
+	case p == nil:
+		return "no peer"
+	case !p.ID.IsZero():
+		return p.ID.String()
+	case p.TLS:
+		return "TLS without identity"
+	}
+	return "plaintext"
+}
+
 // PlaintextPeer returns the peer of a connection without TLS. It has no identity.
 func PlaintextPeer() *Peer { return &Peer{} }
 

@@ -120,7 +120,7 @@ func (s *site) start() {
 		s.t.Fatal(err)
 	}
 	s.address = lis.Addr().String()
-	control := grpc.NewServer(grpc.Creds(ads.Credentials(s.own)))
+	control := grpc.NewServer(grpc.Creds(server.Credentials(s.own)))
 	server.RegisterVerified(control, s.own)
 	ca.NewService(s.authority).Register(control)
 	go func() { _ = control.Serve(lis) }()

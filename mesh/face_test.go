@@ -106,10 +106,10 @@ func TestOutsideTheMesh(t *testing.T) {
 	lis.Close()
 	w := meshtest.New(t, meshtest.Dead("reviews", "v1"))
 	_, err = w.Client().Get("http://" + lis.Addr().String())
-	if err == nil || !strings.Contains(err.Error(), "outside-the-mesh") {
+	if err == nil || !strings.Contains(err.Error(), "(outside the mesh): ") {
 		t.Errorf("%v: it should say that the host is outside the mesh", err)
 	}
-	if _, err = w.Client().Get("http://reviews/"); err == nil || strings.Contains(err.Error(), "outside-the-mesh") {
+	if _, err = w.Client().Get("http://reviews/"); err == nil || strings.Contains(err.Error(), "outside the mesh") {
 		t.Errorf("%v: the host is one of the mesh", err)
 	}
 }

@@ -113,9 +113,9 @@ func New(ctx context.Context, options ...Option) (*Mesh, error) {
 	if config.external == PassExternal {
 		// The route's name stands in errors, where it tells who has misspelt a
 		// service that the control plane knows no such host.
-		route := "default"
+		route := outbound.PassRoute
 		if m.bootstrap != nil {
-			route = "outside-the-mesh"
+			route = outbound.OutsideRoute
 		}
 		out.External = func(host string) (*snapshot.Host, *snapshot.Cluster) { return config.policy.host(host, route) }
 	}

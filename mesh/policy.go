@@ -10,6 +10,7 @@ import (
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
 	"github.com/sinew-mesh/sinew/routing/lb"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 // Policy is what applies to requests to hosts that the mesh does not know: all
@@ -64,7 +65,7 @@ func (p *Policy) validate() error {
 	if _, unknown := resilience.ParseRetryOn(p.RetryOn); len(unknown) > 0 {
 		return fmt.Errorf("RetryOn: unknown condition %s", strings.Join(unknown, ", "))
 	}
-	_, cluster := p.host("example.com:80", "default")
+	_, cluster := p.host("example.com:80", outbound.PassRoute)
 	if b := cluster.RetryBudget; b != nil {
 		return b.Validate()
 	}
@@ -75,7 +76,7 @@ func (p *Policy) validate() error {
 // to a cluster whose only endpoint is the host itself.
 func (p *Policy) host(name, routeName string) (*snapshot.Host, *snapshot.Cluster) {
 	cluster := &snapshot.Cluster{
-		Name:           "passthrough|" + name,
+		Name:           outbound.PassCluster + name,
 		Service:        name,
 		ConnectTimeout: 10 * time.Second,
 		Limits: resilience.Limits{

@@ -19,23 +19,39 @@ import (
 // rotateTimeout is how long a running server may take to answer.
 const rotateTimeout = 30 * time.Second
 
-func caCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "ca", Short: "Look after the certificate authority"}
-	var dir string
-	cmd.PersistentFlags().StringVar(&dir, "ca-dir", "", "folder of the certificate authority, as \"serve\" has it; required")
+// caDirFlag gives a group of commands the folder that they look after.
+func caDirFlag(cmd *cobra.Command, dir *string) *cobra.Command {
+	cmd.PersistentFlags().StringVar(dir, "ca-dir", "", "folder of the certificate authority, as \"serve\" has it; required")
 	_ = cmd.MarkPersistentFlagRequired("ca-dir") // fails only for a flag that does not exist
-	cmd.AddCommand(
+	return cmd
+}
+
+// intoCADir is where an argument of these commands was meant to go.
+const intoCADir = "the certificate authority's folder goes into --ca-dir"
+
+// authorityError is an error of reading --ca-dir, with what to do where there is none.
+func authorityError(dir string, err error) error {
+	if errors.Is(err, ca.ErrNone) {
+		return fmt.Errorf("--ca-dir: %w: \"xdsserver serve --ca-dir %s\" founds one", err, dir)
+	}
+	return fmt.Errorf("--ca-dir: %w", err)
+}
+
+func caCommand() *cobra.Command {
+	var dir string
+	show := func(cmd *cobra.Command) error {
+		s, err := ca.ReadStatus(dir)
+		if err != nil {
+			return authorityError(dir, err)
+		}
+		return printCA(cmd.OutOrStdout(), &s, time.Now())
+	}
+	return caDirFlag(group("ca", "Look after the certificate authority",
 		&cobra.Command{
 			Use:   "status",
 			Short: "Show the roots, when they change, and what is waiting",
-			Args:  cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				s, err := ca.ReadStatus(dir)
-				if err != nil {
-					return err
-				}
-				return printCA(cmd.OutOrStdout(), &s, time.Now())
-			},
+			Args:  noArguments(intoCADir),
+			RunE:  func(cmd *cobra.Command, _ []string) error { return show(cmd) },
 		},
 		&cobra.Command{
 			Use:   "rotate",
@@ -44,27 +60,22 @@ func caCommand() *cobra.Command {
 had the time to learn of it, a day by default; the old root stays trusted until the
 last certificate under it has expired. It works while "serve" runs on the folder,
 and needs no restart of anything.`,
-			Args: cobra.NoArgs,
+			Args: noArguments(intoCADir),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				if err := rotate(cmd.Context(), dir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))); err != nil {
 					return err
 				}
-				s, err := ca.ReadStatus(dir)
-				if err != nil {
-					return err
-				}
-				return printCA(cmd.OutOrStdout(), &s, time.Now())
+				return show(cmd)
 			},
 		},
-	)
-	return cmd
+	), &dir)
 }
 
 // rotate rotates in this process, or has the process do it that runs the authority.
 func rotate(ctx context.Context, dir string, log *slog.Logger) error {
 	s, err := ca.ReadStatus(dir)
 	if err != nil {
-		return err
+		return authorityError(dir, err)
 	}
 	if s.External {
 		return errors.New("the root belongs to another authority, which has to replace it")
@@ -117,22 +128,19 @@ func printCA(out io.Writer, s *ca.Status, now time.Time) error {
 }
 
 func tokenCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "token", Short: "Look after join tokens; \"bootstrap --ca-dir\" makes them"}
 	var dir string
-	cmd.PersistentFlags().StringVar(&dir, "ca-dir", "", "folder of the certificate authority, as \"serve\" has it; required")
-	_ = cmd.MarkPersistentFlagRequired("ca-dir") // fails only for a flag that does not exist
 	open := func() (*ca.Tokens, error) {
 		b, err := ca.ReadBundle(dir)
 		if err != nil {
-			return nil, err
+			return nil, authorityError(dir, err)
 		}
 		return ca.OpenTokens(dir, ca.TokenOptions{TrustDomain: b.TrustDomain})
 	}
-	cmd.AddCommand(
+	return caDirFlag(group("token", "Look after join tokens; \"bootstrap --ca-dir\" makes them",
 		&cobra.Command{
 			Use:   "list",
 			Short: "List the tokens that may still be used",
-			Args:  cobra.NoArgs,
+			Args:  noArguments(intoCADir),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				tokens, err := open()
 				if err != nil {
@@ -153,7 +161,12 @@ func tokenCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "revoke ID",
 			Short: "Make a token unusable",
-			Args:  cobra.ExactArgs(1),
+			Args: func(_ *cobra.Command, args []string) error {
+				if len(args) != 1 {
+					return fmt.Errorf("name one token by its ID, as \"xdsserver token list\" does, instead of %d", len(args))
+				}
+				return nil
+			},
 			RunE: func(_ *cobra.Command, args []string) error {
 				tokens, err := open()
 				if err != nil {
@@ -162,6 +175,5 @@ func tokenCommand() *cobra.Command {
 				return tokens.Revoke(args[0])
 			},
 		},
-	)
-	return cmd
+	), &dir)
 }

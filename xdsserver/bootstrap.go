@@ -65,7 +65,7 @@ With --cert-file, --key-file and --ca-file the workload's certificate comes from
 elsewhere, as from cert-manager, and the files are read again when they change.
 Without either the channel to the server is plaintext, which "serve" offers on
 loopback only, and the workload has no identity.`,
-		Args: cobra.NoArgs,
+		Args: noArguments("the workload's name goes into --workload, the server's address into --server"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			doc, id, err := o.document()
 			if err != nil {
@@ -107,9 +107,9 @@ func (o *bootstrapOptions) document() ([]byte, identity.ID, error) {
 	if _, port, err := net.SplitHostPort(o.server); err != nil || port == "" {
 		return nil, none, fmt.Errorf("--server %q is not host:port", o.server)
 	}
-	for flag, v := range map[string]string{"--workload": o.workload, "--namespace": o.namespace, "--service-account": o.serviceAccount} {
-		if v == "" || strings.ContainsAny(v, "~/ ") {
-			return nil, none, fmt.Errorf("%s %q is not a name", flag, v)
+	for _, name := range []struct{ flag, value string }{{"--workload", o.workload}, {"--namespace", o.namespace}, {"--service-account", o.serviceAccount}} {
+		if name.value == "" || strings.ContainsAny(name.value, "~/ ") {
+			return nil, none, fmt.Errorf("%s %q is not a name", name.flag, name.value)
 		}
 	}
 	if strings.Contains(o.namespace, ".") {
@@ -156,15 +156,14 @@ func (o *bootstrapOptions) document() ([]byte, identity.ID, error) {
 // credentials puts the workload's certificate provider into the document, and has the
 // channel to the server use it.
 func (o *bootstrapOptions) credentials(c *bootstrap.Config) (id identity.ID, err error) {
+	if err := o.files.check(o.caDir); err != nil {
+		return id, err
+	}
 	switch {
-	case o.caDir != "" && o.files.set():
-		return id, errors.New("--ca-dir and --cert-file are two ways to get a certificate: use one")
 	case o.caDir == "" && (o.tokenFile != "" || o.certState != "" || o.kubernetesToken != ""):
 		return id, errors.New("--token-file, --kubernetes-token-file and --cert-state-file need --ca-dir")
 	case o.caDir != "" && (o.tokenFile == "") == (o.kubernetesToken == ""):
 		return id, errors.New("--ca-dir needs either --token-file or --kubernetes-token-file")
-	case o.files.set() && !o.files.complete():
-		return id, errors.New("--cert-file, --key-file and --ca-file go together")
 	}
 	var p bootstrap.ProviderCreds
 	trustDomain := o.trustDomain
@@ -173,7 +172,7 @@ func (o *bootstrapOptions) credentials(c *bootstrap.Config) (id identity.ID, err
 		p.Plugin = source.CAPlugin
 		b, err := ca.ReadBundle(o.caDir)
 		if err != nil {
-			return id, err
+			return id, authorityError(o.caDir, err)
 		}
 		trustDomain = b.TrustDomain
 		if id, err = identity.IstioID(trustDomain, o.namespace, o.serviceAccount); err != nil {

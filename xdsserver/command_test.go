@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/xds/bootstrap"
+	"github.com/sinew-mesh/sinew/xdsserver/ads"
 	"github.com/sinew-mesh/sinew/xdsserver/translate"
 )
 
@@ -104,19 +106,41 @@ func TestCommands(t *testing.T) {
 	bad := folder(t, map[string]string{"a.yaml": services, "b.yaml": misspelt})
 	closed := folder(t, map[string]string{"a.yaml": services, "access.yaml": access})
 	other := folder(t, map[string]string{"mesh.yaml": meshConfig("trustDomain: other.example")})
+	warned := folder(t, map[string]string{"b.yaml": routes, "c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"})
+	empty := folder(t, map[string]string{"readme.md": "no policy"})
+	comment := folder(t, map[string]string{"a.yaml": "# nothing yet\n"})
+	none := filepath.Join(good, "none")
 	for name, test := range map[string]struct {
 		args []string
 		out  []string // in the output
 		err  []string // in the error; none means success
+		says string   // all of the error output
 	}{
 		"no such command":               {args: []string{"srve"}, err: []string{`unknown command "srve"`}},
-		"validate":                      {args: []string{"validate", good}},
+		"validate":                      {args: []string{"validate", good}, says: good + ": 2 files with 3 objects: nothing is wrong\n"},
+		"validate: one file":            {args: []string{"validate", filepath.Join(good, "b.yaml")}, out: []string{"warning: no Service"}, says: filepath.Join(good, "b.yaml") + ": 1 file with 1 object: no error, 1 warning\n"},
+		"validate: warnings":            {args: []string{"validate", warned}, out: []string{"warning: no Service", "c.yaml:1: Pod default/x: notice: "}, says: warned + ": 2 files with 1 object: no error, 1 warning, 1 notice\n"},
+		"validate: no policy":           {args: []string{"validate", empty}, says: empty + ": no policy is there, for no file is named *.yaml, *.yml or *.json\n"},
+		"validate: no objects":          {args: []string{"validate", comment}, says: comment + ": 1 file with 0 objects: no policy is there\n"},
 		"validate finds":                {args: []string{"validate", bad}, out: []string{"b.yaml:8: VirtualService default/misspelt: spec.http[0].route[0].wieght"}, err: []string{"1 error"}},
-		"validate: access":              {args: []string{"validate", closed}},
+		"validate: access":              {args: []string{"validate", closed}, says: closed + ": 2 files with 3 objects: nothing is wrong\n"},
 		"validate: no folder":           {args: []string{"validate", filepath.Join(good, "none")}, err: []string{"no such file"}},
-		"validate: no argument":         {args: []string{"validate"}, err: []string{"accepts 1 arg"}},
+		"validate: no argument":         {args: []string{"validate"}, err: []string{"say which folder or file to check", "xdsserver validate DIR"}},
+		"validate: arguments":           {args: []string{"validate", good, bad}, err: []string{"give one folder, or one file, instead of 2"}},
+		"serve: argument":               {args: []string{"serve", "policy"}, err: []string{`"xdsserver serve" takes no arguments, and there is "policy": the folder with policy goes into --config`}},
+		"serve: argument beside flags":  {args: []string{"serve", "--config", good, "policy"}, err: []string{"--config"}},
+		"bootstrap: argument":           {args: []string{"bootstrap", "web"}, err: []string{`there is "web"`, "--workload", "--server"}},
+		"status: argument":              {args: []string{"status", "127.0.0.1:1"}, err: []string{`there is "127.0.0.1:1"`, "goes into --http"}},
+		"report: argument":              {args: []string{"report", "web"}, err: []string{`there is "web"`, "a workload goes into --workload"}},
+		"ca status: argument":           {args: []string{"ca", "status", "ca"}, err: []string{`"xdsserver ca status" takes no arguments`, "goes into --ca-dir"}},
+		"ca rotate: argument":           {args: []string{"ca", "rotate", "ca"}, err: []string{"goes into --ca-dir"}},
+		"token list: argument":          {args: []string{"token", "list", "ca"}, err: []string{"goes into --ca-dir"}},
+		"token revoke: no ID":           {args: []string{"token", "revoke", "--ca-dir", good}, err: []string{"name one token by its ID"}},
+		"ca: no such command":           {args: []string{"ca", "rotat"}, err: []string{`unknown command "rotat" for "xdsserver ca": it has status, rotate`}},
+		"token: no such command":        {args: []string{"token", "ls", "--ca-dir", good}, err: []string{`unknown command "ls" for "xdsserver token": it has list, revoke`}},
+		"ca: no command":                {args: []string{"ca"}, out: []string{"xdsserver ca [command]", "--ca-dir"}},
 		"serve: no folder given":        {args: []string{"serve"}, err: []string{`required flag(s) "config"`}},
-		"serve: no such folder":         {args: []string{"serve", "--config", filepath.Join(good, "none"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, err: []string{"no such file"}},
+		"serve: no such folder":         {args: []string{"serve", "--config", filepath.Join(good, "none"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, err: []string{"--config: ", none, "no such file"}},
 		"serve: two certificates":       {args: []string{"serve", "--config", good, "--ca-dir", t.TempDir(), "--cert-file", "x"}, err: []string{"use one"}},
 		"serve: half a certificate":     {args: []string{"serve", "--config", good, "--cert-file", "x"}, err: []string{"go together"}},
 		"serve: no certificate there":   {args: []string{"serve", "--config", good, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--cert-file", "x", "--key-file", "x", "--ca-file", "x"}, err: []string{"no such file"}},
@@ -130,14 +154,20 @@ func TestCommands(t *testing.T) {
 		"serve: tokens of no cluster":   {args: []string{"serve", "--config", good, "--ca-dir", t.TempDir(), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--kubernetes-audience", "x", "--kubernetes-api-server", "x"}, err: []string{"--kubernetes-audience", "not the URL"}},
 		"serve: no trust domain":        {args: []string{"serve", "--config", good, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--trust-domain", "A b"}, err: []string{"--trust-domain"}},
 		"serve: two trust domains":      {args: []string{"serve", "--config", other, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--trust-domain", "a.example"}, err: []string{"not serving", "mesh.yaml", `"other.example"`, `"a.example"`}},
-		"bootstrap: no authority":       {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--ca-dir", t.TempDir(), "--token-file", "x"}, err: []string{"no certificate authority"}},
+		"bootstrap: no authority":       {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--ca-dir", t.TempDir(), "--token-file", "x"}, err: []string{"no certificate authority", founds}},
+		"bootstrap: no folder":          {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--ca-dir", none, "--token-file", "x"}, err: []string{"--ca-dir", none + ", which is not there", founds + none}},
+		"ca status: no folder":          {args: []string{"ca", "status", "--ca-dir", none}, err: []string{"--ca-dir", none, founds + none}},
+		"ca rotate: no folder":          {args: []string{"ca", "rotate", "--ca-dir", none}, err: []string{"--ca-dir", none, founds + none}},
+		"token list: no folder":         {args: []string{"token", "list", "--ca-dir", none}, err: []string{"--ca-dir", none, founds + none}},
+		"token revoke: no folder":       {args: []string{"token", "revoke", "x", "--ca-dir", none}, err: []string{"--ca-dir", none, founds + none}},
+		"ca status: a file":             {args: []string{"ca", "status", "--ca-dir", filepath.Join(good, "a.yaml")}, err: []string{"--ca-dir: ", "not a directory"}},
 		"bootstrap: no token file":      {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--ca-dir", t.TempDir()}, err: []string{"needs either --token-file or --kubernetes-token-file"}},
 		"bootstrap: two tokens":         {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--ca-dir", t.TempDir(), "--token-file", "x", "--kubernetes-token-file", "x"}, err: []string{"needs either --token-file or --kubernetes-token-file"}},
 		"bootstrap: token without ca":   {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--token-file", "x"}, err: []string{"need --ca-dir"}},
 		"bootstrap: half a certificate": {args: []string{"bootstrap", "--workload", "web", "--server", "a:1", "--cert-file", "x"}, err: []string{"go together"}},
 		"ca: no folder given":           {args: []string{"ca", "status"}, err: []string{`required flag(s) "ca-dir"`}},
-		"ca: nothing there":             {args: []string{"ca", "rotate", "--ca-dir", t.TempDir()}, err: []string{"no certificate authority"}},
-		"token: nothing there":          {args: []string{"token", "list", "--ca-dir", t.TempDir()}, err: []string{"no certificate authority"}},
+		"ca: nothing there":             {args: []string{"ca", "rotate", "--ca-dir", empty}, err: []string{"--ca-dir", empty, founds + empty}},
+		"token: nothing there":          {args: []string{"token", "list", "--ca-dir", empty}, err: []string{"--ca-dir", empty, founds + empty}},
 		"report: nobody there":          {args: []string{"report", "--http", unused(t)}, err: []string{"connection refused"}},
 		"serve: every address":          {args: []string{"serve", "--config", good, "--listen", ":0"}, err: []string{"--listen :0: only a loopback address"}},
 		"serve: any address":            {args: []string{"serve", "--config", good, "--listen", "0.0.0.0:0"}, err: []string{"--listen 0.0.0.0:0: only a loopback address"}},
@@ -151,7 +181,13 @@ func TestCommands(t *testing.T) {
 		"status: nobody there":          {args: []string{"status", "--http", unused(t)}, err: []string{"connection refused"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, _, err := run(t, test.args...)
+			out, said, err := run(t, test.args...)
+			if test.says != "" && said != test.says {
+				t.Errorf("error output %q, want %q", said, test.says)
+			}
+			if len(test.out) == 0 && out != "" {
+				t.Errorf("output %q, want none", out)
+			}
 			for _, want := range test.out {
 				if !strings.Contains(out, want) {
 					t.Errorf("output %q lacks %q", out, want)
@@ -166,6 +202,81 @@ func TestCommands(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStatusText: what of a page is empty leaves no gap in its lines.
+func TestStatusText(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	p := page{TrustDomain: "td", Policy: policyStatus{Read: now, InForce: true, Problems: []policyProblem{
+		{File: "a.yaml", Severity: "warning", Message: "file is empty"},
+		{File: "b.yaml", Line: 3, Object: "Pod default/x", Severity: "notice", Message: "is left out"},
+		{File: "b.yaml", Line: 4, Object: "Service default/x", Field: "spec.ports", Severity: "error", Message: "required"},
+	}}}
+	p.Refused = []ads.Refusal{
+		{At: now.Add(-time.Second), Address: "192.0.2.1:1", Reason: "the client does not speak TLS"},
+		{At: now.Add(-time.Minute), Address: "192.0.2.1:2", Identity: "spiffe://td/x", Node: "web", Reason: "no"},
+	}
+	var out strings.Builder
+	if err := p.print(&out, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"trust domain td",
+		"warning: a.yaml: file is empty",
+		"notice: b.yaml:3: Pod default/x: is left out",
+		"error: b.yaml:4: Service default/x: spec.ports: required",
+		"refused 1s ago: 192.0.2.1:1: the client does not speak TLS",
+		"refused 1m0s ago: 192.0.2.1:2 spiffe://td/x web: no",
+		"no client is connected",
+	} {
+		if !strings.Contains(out.String(), "\n"+line+"\n") {
+			t.Errorf("no line %q in\n%s", line, out.String())
+		}
+	}
+}
+
+// founds is how to get a certificate authority.
+const founds = "xdsserver serve --ca-dir "
+
+// TestWrongPort: who asks another port than that of the status page is told so.
+func TestWrongPort(t *testing.T) {
+	s := serveFolder(t, folder(t, map[string]string{"a.yaml": services}), "--ca-dir", filepath.Join(t.TempDir(), "ca"), "--plaintext-listen", "127.0.0.1:0")
+	page := func(h http.HandlerFunc) string {
+		server := httptest.NewServer(h)
+		t.Cleanup(server.Close)
+		return server.Listener.Addr().String()
+	}
+	for name, addr := range map[string]string{
+		"xDS with TLS":      s.xds,
+		"xDS without":       s.plaintext,
+		"another program":   page(http.NotFound),
+		"one with a page":   page(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }),
+		"one that hangs up": page(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }),
+	} {
+		for _, command := range []string{"status", "report"} {
+			out, _, err := run(t, command, "--http", addr)
+			if err == nil || !strings.Contains(err.Error(), "--http "+addr+" is not the address") || out != "" {
+				t.Errorf("%s, %s: %v, output %q", name, command, err, out)
+			}
+		}
+	}
+	if _, _, err := run(t, "status", "--http", s.http); err != nil {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		line := ""
+		for _, l := range strings.Split(s.log.String(), "\n") {
+			if strings.Contains(l, "the client does not speak TLS") {
+				line = l
+			}
+		}
+		if strings.Contains(line, "level=WARN") && strings.Contains(line, "address=127.0.0.1:") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the server says nothing of a plaintext client:\n%s", s.log)
+		}
 	}
 }
 

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -26,10 +29,10 @@ started, from what both ends have reported: the one that serves gives addresses,
 a caller in the mesh gives its own plaintext calls. Those callers would be refused
 under STRICT. A caller that has not called yet, and a workload that does not report,
 can not be here.`,
-		Args: cobra.NoArgs,
+		Args: noArguments("a workload goes into --workload, the server's address into --http"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var r ads.Report
-			if err := fetch(cmd.Context(), "http://"+addr+"/report", &r); err != nil {
+			if err := fetch(cmd.Context(), addr, "/report", &r); err != nil {
 				return err
 			}
 			return printReport(cmd.OutOrStdout(), &r, workload, time.Now())
@@ -40,9 +43,13 @@ can not be here.`,
 	return cmd
 }
 
-// fetch reads a JSON page of the server.
-func fetch(ctx context.Context, url string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// fetch reads a JSON page of the server at --http. What answers otherwise than it does
+// is most likely another port of it.
+func fetch(ctx context.Context, addr, path string, into any) error {
+	other := func(why error) error {
+		return fmt.Errorf("--http %s is not the address that \"serve\" has for status and prints as \"http\": %w", addr, why)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
 	if err != nil {
 		return err
 	}
@@ -50,14 +57,18 @@ func fetch(ctx context.Context, url string, into any) error {
 	defer client.CloseIdleConnections()
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		op, isNet := errors.AsType[*net.OpError](err)
+		if wire, ok := errors.AsType[*url.Error](err); isNet && op.Op == "dial" || ctx.Err() != nil || ok && wire.Timeout() {
+			return err
+		}
+		return other(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", url, resp.Status)
+		return other(fmt.Errorf("%s answers %s", path, resp.Status))
 	}
 	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return fmt.Errorf("%s: %w", url, err)
+		return other(fmt.Errorf("%s: %w", path, err))
 	}
 	return nil
 }
@@ -121,8 +132,14 @@ func printReport(w io.Writer, r *ads.Report, workload string, now time.Time) err
 			fmt.Fprintf(out, "%s: nothing is known: it does not report\n", n)
 		}
 	}
-	if !shown {
-		fmt.Fprintln(out, "nothing is known: no such workload has reported")
+	switch {
+	case shown:
+	case workload != "":
+		fmt.Fprintf(out, "nothing is known of %s: no request from or to it has been reported\n", workload)
+	case len(r.Outbound) > 0:
+		fmt.Fprintln(out, "no plaintext request has been reported")
+	default:
+		fmt.Fprintln(out, "nothing has been reported yet: a workload does so some seconds after it has served or sent a request")
 	}
 	_, err := io.WriteString(w, out.String())
 	return err

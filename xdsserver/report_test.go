@@ -51,7 +51,7 @@ shop/e: nothing is known: it does not report
 	lines := strings.SplitAfter(all, "\n")
 	for workload, want := range map[string]string{
 		"": all, "a": strings.Join(lines[:7], ""), "shop/d": strings.Join(lines[11:14], ""), "shop/e": lines[14],
-		"bank/a": "nothing is known: no such workload has reported\n",
+		"bank/a": "nothing is known of bank/a: no request from or to it has been reported\n",
 	} {
 		var out strings.Builder
 		if err := printReport(&out, r, workload, now); err != nil {
@@ -60,5 +60,31 @@ shop/e: nothing is known: it does not report
 		if out.String() != want {
 			t.Errorf("of %q:\n%s\nwant\n%s", workload, out.String(), want)
 		}
+	}
+}
+
+// TestReportOfNothing tells apart what nobody has reported.
+func TestReportOfNothing(t *testing.T) {
+	safe := ads.OutboundReport{WorkloadName: ads.WorkloadName{Namespace: "shop", Name: "web"}, Cluster: "outbound|80||a", MTLS: 3, Targets: []ads.Target{{Port: 80}}}
+	for name, test := range map[string]struct {
+		report   ads.Report
+		workload string
+		want     string
+	}{
+		"before anybody has reported": {ads.Report{}, "", "nothing has been reported yet: a workload does so some seconds after it has served or sent a request\n"},
+		"of one, before anybody has":  {ads.Report{}, "web", "nothing is known of web: no request from or to it has been reported\n"},
+		"of one that is not there":    {ads.Report{Outbound: []ads.OutboundReport{safe}}, "b", "nothing is known of b: no request from or to it has been reported\n"},
+		"nothing in plaintext":        {ads.Report{Outbound: []ads.OutboundReport{safe}}, "", "no plaintext request has been reported\n"},
+		"of one that is silent":       {ads.Report{Silent: []ads.WorkloadName{{Namespace: "shop", Name: "e"}}}, "", "shop/e: nothing is known: it does not report\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			if err := printReport(&out, &test.report, test.workload, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if out.String() != test.want {
+				t.Errorf("%q, want %q", out.String(), test.want)
+			}
+		})
 	}
 }

@@ -41,8 +41,20 @@ func (t *tlsFiles) flags(f *pflag.FlagSet, what string) {
 	f.StringVar(&t.ca, "ca-file", "", "the roots that certificates of the mesh lead to")
 }
 
-func (t *tlsFiles) set() bool      { return *t != tlsFiles{} }
-func (t *tlsFiles) complete() bool { return t.cert != "" && t.key != "" && t.ca != "" }
+func (t *tlsFiles) set() bool { return *t != tlsFiles{} }
+
+// check finds files that do not go together, or with --ca-dir.
+func (t *tlsFiles) check(caDir string) error {
+	switch {
+	case !t.set():
+		return nil
+	case caDir != "":
+		return errors.New("--ca-dir and --cert-file are two ways to get a certificate: use one")
+	case t.cert == "" || t.key == "" || t.ca == "":
+		return errors.New("--cert-file, --key-file and --ca-file go together")
+	}
+	return nil
+}
 
 // secured is what the port with TLS needs.
 type secured struct {
@@ -77,45 +89,58 @@ func (s *server) secure(ctx context.Context, o *serveOptions, at net.Addr, runni
 		}
 	}
 	if o.caDir != "" {
-		options := ca.Options{TrustDomain: trustDomain, Log: s.log, Admit: admit}
-		if (o.issuer != ca.External{}) {
-			options.External = &o.issuer
-		}
-		if out.ca, err = ca.Open(ctx, o.caDir, options); err != nil {
-			return nil, err
-		}
-		static, err := source.NewStatic(nil)
-		if err == nil {
-			out.trust.Source = static
-			k := &keeper{ca: out.ca, td: td, hosts: certificateHosts(at, o.hostnames), source: static, log: s.log}
-			if err = k.renew(out.ca.Bundle()); err == nil {
-				running.Go(func() { k.run(ctx) })
-				running.Go(func() { out.ca.Run(ctx) })
-			}
-		}
-		if err != nil {
-			out.ca.Close()
-			return nil, fmt.Errorf("the server's certificate: %w", err)
-		}
-		s.log.Info("certificate authority is open", "dir", o.caDir, "trustDomain", trustDomain, "identity", serverID(trustDomain))
+		out.ca, out.trust.Source, err = s.issue(ctx, o, td, at, running)
 	} else {
-		files, err := source.NewFiles(source.FilesConfig{
-			CertificateFile: o.files.cert, PrivateKeyFile: o.files.key, CACertificateFile: o.files.ca,
-			TrustDomains: []identity.TrustDomain{td}, RefreshInterval: time.Minute,
-		}, s.log)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := files.Current(); err != nil {
-			files.Close()
-			return nil, err
-		}
-		out.trust.Source = files
+		out.trust.Source, err = readFiles(o.files, td, s.log)
+	}
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	s.secured = out
 	s.mu.Unlock()
 	return out, nil
+}
+
+// issue opens the certificate authority, which gives the server its own certificate too.
+func (s *server) issue(ctx context.Context, o *serveOptions, td identity.TrustDomain, at net.Addr, running *sync.WaitGroup) (*ca.CA, source.Source, error) {
+	options := ca.Options{TrustDomain: td.String(), Log: s.log, Admit: admit}
+	if (o.issuer != ca.External{}) {
+		options.External = &o.issuer
+	}
+	authority, err := ca.Open(ctx, o.caDir, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := source.NewStatic(nil)
+	k := &keeper{ca: authority, td: td, hosts: certificateHosts(at, o.hostnames), source: own, log: s.log}
+	if err == nil {
+		err = k.renew(authority.Bundle())
+	}
+	if err != nil {
+		authority.Close()
+		return nil, nil, fmt.Errorf("the server's certificate: %w", err)
+	}
+	running.Go(func() { k.run(ctx) })
+	running.Go(func() { authority.Run(ctx) })
+	s.log.Info("certificate authority is open", "dir", o.caDir, "trustDomain", td.String(), "identity", serverID(td.String()))
+	return authority, own, nil
+}
+
+// readFiles is the source of a certificate from elsewhere, which must be there.
+func readFiles(f tlsFiles, td identity.TrustDomain, log *slog.Logger) (source.Source, error) {
+	files, err := source.NewFiles(source.FilesConfig{
+		CertificateFile: f.cert, PrivateKeyFile: f.key, CACertificateFile: f.ca,
+		TrustDomains: []identity.TrustDomain{td}, RefreshInterval: time.Minute,
+	}, log)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := files.Current(); err != nil {
+		files.Close()
+		return nil, err
+	}
+	return files, nil
 }
 
 // admit keeps the server's own identity from everybody else: with it one could serve

@@ -76,7 +76,7 @@ certificate there with the token of its service account instead. With --cert-fil
 --key-file and --ca-file the server and its clients have certificates from elsewhere.
 --plaintext-listen keeps a port without TLS beside it for processes of this machine
 that are not there yet.`,
-		Args: cobra.NoArgs,
+		Args: noArguments("the folder with policy goes into --config"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), o, cmd.OutOrStdout(), slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 		},
@@ -106,10 +106,6 @@ that are not there yet.`,
 func (o *serveOptions) check() error {
 	external := o.issuer != ca.External{}
 	switch {
-	case o.caDir != "" && o.files.set():
-		return errors.New("--ca-dir and --cert-file are two ways to get the server's certificate: use one")
-	case o.files.set() && !o.files.complete():
-		return errors.New("--cert-file, --key-file and --ca-file go together")
 	case external && o.caDir == "":
 		return errors.New("--issuer-cert-file needs --ca-dir")
 	case external && (o.issuer.ChainFile == "" || o.issuer.KeyFile == "" || o.issuer.RootsFile == ""):
@@ -123,7 +119,46 @@ func (o *serveOptions) check() error {
 	case o.kubernetes.Audience == "" && o.kubernetes != ca.KubernetesOptions{}:
 		return errors.New("--kubernetes-api-server, --kubernetes-ca-file and --kubernetes-token-file need --kubernetes-audience")
 	}
+	return o.files.check(o.caDir)
+}
+
+// ports are the server's listeners by what they are for: "xds", "http" and, beside one
+// with TLS, "plaintext".
+type ports map[string]net.Listener
+
+func (p ports) open(o *serveOptions) error {
+	for _, port := range []struct {
+		name, flag, addr string
+		anywhere         bool
+	}{
+		{"xds", "--listen", o.listen, o.secure()},
+		{"http", "--http", o.http, false},
+		{"plaintext", "--plaintext-listen", o.plaintext, false},
+	} {
+		if port.name == "plaintext" && port.addr == "" {
+			continue
+		}
+		l, err := listenAt(port.flag, port.addr, port.anywhere)
+		if err != nil {
+			return err
+		}
+		p[port.name] = l
+	}
 	return nil
+}
+
+func (p ports) close() {
+	for _, l := range p {
+		l.Close()
+	}
+}
+
+func (p ports) addresses() map[string]string {
+	out := make(map[string]string, len(p))
+	for name, l := range p {
+		out[name] = l.Addr().String()
+	}
+	return out
 }
 
 // serve runs until ctx ends or something fails.
@@ -131,34 +166,10 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 	if err := o.check(); err != nil {
 		return err
 	}
-	var listeners []net.Listener
-	defer func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}()
-	listen := func(flag, addr string, anywhere bool) (net.Listener, error) {
-		l, err := listenAt(flag, addr, anywhere)
-		if err == nil {
-			listeners = append(listeners, l)
-		}
-		return l, err
-	}
-	xdsListener, err := listen("--listen", o.listen, o.secure())
-	if err != nil {
+	at := make(ports)
+	defer at.close()
+	if err := at.open(&o); err != nil {
 		return err
-	}
-	httpListener, err := listen("--http", o.http, false)
-	if err != nil {
-		return err
-	}
-	addresses := map[string]string{"xds": xdsListener.Addr().String(), "http": httpListener.Addr().String()}
-	var plainListener net.Listener
-	if o.plaintext != "" {
-		if plainListener, err = listen("--plaintext-listen", o.plaintext, false); err != nil {
-			return err
-		}
-		addresses["plaintext"] = plainListener.Addr().String()
 	}
 	trustDomain, err := o.knownTrustDomain()
 	if err != nil {
@@ -176,7 +187,7 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 	defer running.Wait()
 	running.Go(func() {
 		if err := source.Directory(ctx, o.config, source.Options{StateFile: state, Log: log}, s.change); err != nil {
-			cancel(fmt.Errorf("policy: %w", err))
+			cancel(fmt.Errorf("--config: %w", err))
 		}
 	})
 	select {
@@ -187,28 +198,15 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 		return stopReason(ctx)
 	}
 
-	var servers []*grpc.Server
-	start := func(l net.Listener, g *grpc.Server) {
-		servers = append(servers, g)
-		running.Go(func() {
-			if err := g.Serve(l); err != nil {
-				cancel(fmt.Errorf("xDS: %w", err))
-			}
-		})
-	}
-	plain := func(l net.Listener) {
-		g := newGRPC()
-		s.ads.Register(g)
-		start(l, g)
-	}
+	servers := make(map[string]*grpc.Server) // by the name of their port
 	if o.secure() {
-		secured, err := s.secure(ctx, &o, xdsListener.Addr(), &running)
+		secured, err := s.secure(ctx, &o, at["xds"].Addr(), &running)
 		if err != nil {
 			cancel(err)
 			return err
 		}
 		defer secured.close()
-		g := newGRPC(grpc.Creds(ads.Credentials(secured.trust)))
+		g := newGRPC(grpc.Creds(s.ads.Credentials(secured.trust)))
 		s.ads.RegisterVerified(g, secured.trust)
 		if secured.ca != nil {
 			var more []ca.Authenticator
@@ -217,19 +215,29 @@ func serve(ctx context.Context, o serveOptions, out io.Writer, log *slog.Logger)
 			}
 			ca.NewService(secured.ca, more...).Register(g)
 		}
-		start(xdsListener, g)
-		if plainListener != nil {
-			plain(plainListener)
+		servers["xds"] = g
+	}
+	// The others have no TLS; listenAt lets only this machine reach them.
+	for _, name := range []string{"xds", "plaintext"} {
+		if at[name] != nil && servers[name] == nil {
+			servers[name] = newGRPC()
+			s.ads.Register(servers[name])
 		}
-	} else {
-		plain(xdsListener)
+	}
+	for name, g := range servers {
+		running.Go(func() {
+			if err := g.Serve(at[name]); err != nil {
+				cancel(fmt.Errorf("xDS: %w", err))
+			}
+		})
 	}
 	h := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
 	running.Go(func() {
-		if err := h.Serve(httpListener); !errors.Is(err, http.ErrServerClosed) {
+		if err := h.Serve(at["http"]); !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("http: %w", err))
 		}
 	})
+	addresses := at.addresses()
 	log.Info("listening", "xds", addresses["xds"], "plaintext", addresses["plaintext"], "http", addresses["http"], "config", o.config, "tls", o.secure(), "ca", o.caDir)
 	if err := json.NewEncoder(out).Encode(addresses); err != nil {
 		cancel(fmt.Errorf("print the addresses: %w", err))

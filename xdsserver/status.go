@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sinew-mesh/sinew/xdsserver/policy"
 )
 
 func statusCommand() *cobra.Command {
@@ -16,10 +19,10 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show who is connected, and what each client accepted or refused",
-		Args:  cobra.NoArgs,
+		Args:  noArguments("the server's address goes into --http"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var p page
-			if err := fetch(cmd.Context(), "http://"+addr+"/status", &p); err != nil {
+			if err := fetch(cmd.Context(), addr, "/status", &p); err != nil {
 				return err
 			}
 			return p.print(cmd.OutOrStdout(), time.Now())
@@ -27,6 +30,11 @@ func statusCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&addr, "http", "127.0.0.1:15014", "address that the server was given as --http")
 	return cmd
+}
+
+// joined has those parts that are not empty.
+func joined(by string, parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), by)
 }
 
 // print writes the page as tables.
@@ -58,13 +66,14 @@ func (p *page) print(out io.Writer, now time.Time) error {
 		}
 	}
 	for _, x := range p.Policy.Problems {
-		fmt.Fprintf(w, "%s: %s:%d: %s %s: %s\n", x.Severity, x.File, x.Line, x.Object, x.Field, x.Message)
+		at := policy.Position{File: x.File, Line: x.Line}
+		fmt.Fprintln(w, joined(": ", x.Severity, at.String(), x.Object, x.Field, x.Message))
 	}
 	for _, x := range p.Problems {
 		fmt.Fprintf(w, "not served: %s %s: %s\n", x.Type, x.Name, x.Error)
 	}
 	for _, x := range p.Refused {
-		fmt.Fprintf(w, "refused %s ago: %s %s %s: %s\n", now.Sub(x.At).Round(time.Second), x.Address, x.Identity, x.Node, x.Reason)
+		fmt.Fprintf(w, "refused %s ago: %s: %s\n", now.Sub(x.At).Round(time.Second), joined(" ", x.Address, x.Identity, x.Node), x.Reason)
 	}
 	if len(p.Clients) == 0 {
 		fmt.Fprintln(w, "\nno client is connected")
@@ -77,7 +86,7 @@ func (p *page) print(out io.Writer, now time.Time) error {
 			fmt.Fprintf(w, "%s\t\t\t\t\t\t\n", who)
 		}
 		for _, r := range c.Resources {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", who, r.Type, r.Name, r.State, r.Version, r.Accepted, strings.TrimSpace(r.Withheld+" "+r.Error))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", who, r.Type, r.Name, r.State, r.Version, r.Accepted, joined(" ", r.Withheld, r.Error))
 		}
 	}
 	noted := false

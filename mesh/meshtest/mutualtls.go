@@ -259,7 +259,7 @@ func (a *authority) await(what string, good func(*source.Material) bool) error {
 
 // server is a control plane that also gives out certificates.
 func (a *authority) server(s *ads.Server) *grpc.Server {
-	control := grpc.NewServer(grpc.Creds(ads.Credentials(a.own)))
+	control := grpc.NewServer(grpc.Creds(s.Credentials(a.own)))
 	s.RegisterVerified(control, a.own)
 	ca.NewService(a.ca).Register(control)
 	return control

@@ -15,7 +15,29 @@ type Place struct {
 	Endpoint string // "10.0.0.7:9080"
 }
 
+// The names in a Place of a host that no policy is for, as Options.External gives it.
+const (
+	PassCluster  = "passthrough|" // and the host
+	PassRoute    = "default"
+	OutsideRoute = "outside-the-mesh" // where a control plane knows of no such host
+)
+
+// String has what is known. A host that passes is its own cluster and endpoint: it is
+// said once.
 func (p Place) String() string {
+	if p.Host != "" && p.Cluster == PassCluster+p.Host {
+		p.Cluster = ""
+		if p.Endpoint == p.Host {
+			p.Endpoint = ""
+		}
+		switch p.Route {
+		case PassRoute:
+			p.Route = ""
+		case OutsideRoute:
+			p.Route = ""
+			p.Host += " (outside the mesh)"
+		}
+	}
 	var b strings.Builder
 	b.WriteString(p.Host)
 	for _, part := range [...]struct{ key, value string }{{"route", p.Route}, {"cluster", p.Cluster}, {"endpoint", p.Endpoint}} {

@@ -2,6 +2,9 @@ package ads
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"time"
 
@@ -29,19 +32,22 @@ const (
 // services decide what it may do (see RegisterVerified). A connection is closed
 // a second after its client's certificate has expired, so that the client
 // connects again with the next one.
-func Credentials(src source.Source) credentials.TransportCredentials {
-	return &serverTLS{TransportCredentials: credentials.NewTLS(tlsconfig.Server(src, tlsconfig.ServerOptions{
+//
+// A handshake that fails is logged and on the status page, as a stream that is refused.
+func (s *Server) Credentials(src source.Source) credentials.TransportCredentials {
+	return &serverTLS{credentials.NewTLS(tlsconfig.Server(src, tlsconfig.ServerOptions{
 		Client: tlsconfig.CertificateOptional, Protocols: []string{tlsconfig.ProtocolHTTP2},
-	}))}
+	})), s}
 }
 
 // serverTLS limits the life of connections.
 type serverTLS struct {
 	credentials.TransportCredentials
+	server *Server
 }
 
 func (c *serverTLS) Clone() credentials.TransportCredentials {
-	return &serverTLS{c.TransportCredentials.Clone()}
+	return &serverTLS{c.TransportCredentials.Clone(), c.server}
 }
 
 func (c *serverTLS) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -51,6 +57,9 @@ func (c *serverTLS) ClientHandshake(ctx context.Context, authority string, raw n
 func (c *serverTLS) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
+		if why := handshakeReason(err); why != "" {
+			c.server.remember("connection refused", Refusal{Address: raw.RemoteAddr().String(), Reason: why})
+		}
 		return nil, nil, err
 	}
 	life := anonymousLife
@@ -59,6 +68,20 @@ func (c *serverTLS) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	}
 	// The raw connection: closing the TLS one could wait for a peer that does not read.
 	return &mortalConn{Conn: conn, end: time.AfterFunc(life, func() { raw.Close() })}, info, nil
+}
+
+// handshakeReason says for people why a handshake has failed; "" where the client has
+// just gone, as probes of a port do.
+func handshakeReason(err error) string {
+	op, isNet := errors.AsType[*net.OpError](err)
+	_, isPlaintext := errors.AsType[tls.RecordHeaderError](err)
+	switch {
+	case isPlaintext:
+		return "the client does not speak TLS, and this port takes nothing else"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isNet && (op.Op == "read" || op.Op == "write"):
+		return ""
+	}
+	return "TLS handshake: " + err.Error()
 }
 
 // mortalConn is a connection with an end.

@@ -8,8 +8,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"net"
+	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +34,7 @@ import (
 
 	"github.com/sinew-mesh/sinew/identity"
 	"github.com/sinew-mesh/sinew/identity/source"
+	"github.com/sinew-mesh/sinew/internal/journal"
 	"github.com/sinew-mesh/sinew/internal/leak"
 	"github.com/sinew-mesh/sinew/xdsserver/ca"
 	"github.com/sinew-mesh/sinew/xdsserver/policy"
@@ -100,7 +108,7 @@ func startSecure(t *testing.T, p *policy.Set) *secureHarness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.Creds(Credentials(src)))
+	g := grpc.NewServer(grpc.Creds(s.Credentials(src)))
 	s.RegisterVerified(g, src)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(lis) }()
@@ -337,6 +345,71 @@ func TestAnonymousConnections(t *testing.T) {
 		conn.Close()
 		t.Error("TLS 1.2 is accepted")
 	}
+	h.refusedFor(t, "the client does not speak TLS")
+	h.refusedFor(t, "TLS handshake: ")
+}
+
+// refusedFor waits until a connection from loopback is on the status page with a reason.
+func (h *secureHarness) refusedFor(t *testing.T, reason string) {
+	t.Helper()
+	var refused []Refusal
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		refused = h.Status().Refused
+		for _, r := range refused {
+			if strings.HasPrefix(r.Reason, reason) {
+				if at, err := netip.ParseAddrPort(r.Address); err != nil || !at.Addr().IsLoopback() || r.At.IsZero() {
+					t.Errorf("refused %+v", r)
+				}
+				return
+			}
+		}
+	}
+	t.Errorf("no refusal says %q: %+v", reason, refused)
+}
+
+// TestHandshakeReason: what is worth a word, and what is a client that went away.
+func TestHandshakeReason(t *testing.T) {
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"plaintext":           {tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}, "the client does not speak TLS, and this port takes nothing else"},
+		"plaintext, wrapped":  {fmt.Errorf("x: %w", tls.RecordHeaderError{}), "the client does not speak TLS, and this port takes nothing else"},
+		"gone":                {io.EOF, ""},
+		"gone in the middle":  {io.ErrUnexpectedEOF, ""},
+		"reset":               {&net.OpError{Op: "read", Err: syscall.ECONNRESET}, ""},
+		"too slow":            {&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, ""},
+		"does not trust us":   {&net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}, "TLS handshake: remote error: tls: bad certificate"},
+		"we do not trust it":  {errors.New("certificate refused"), "TLS handshake: certificate refused"},
+		"closed by ourselves": {&net.OpError{Op: "write", Err: net.ErrClosed}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := handshakeReason(test.err); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// TestRefusalsAreBounded: whoever reaches the port can neither fill the log nor the
+// status page.
+func TestRefusalsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log journal.Journal
+		s := NewServer(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))
+		for second := range 2 {
+			for i := range 3 * maxRefusals {
+				s.remember("connection refused", Refusal{Address: fmt.Sprintf("192.0.2.%d:%d", second, i), Reason: "no TLS"})
+			}
+			if n := strings.Count(log.String(), "connection refused"); n != (second+1)*maxRefusals {
+				t.Errorf("%d lines after %d seconds", n, second)
+			}
+			time.Sleep(time.Second)
+		}
+		if r := s.Status().Refused; len(r) != maxRefusals || r[maxRefusals-1].Address != fmt.Sprintf("192.0.2.1:%d", 3*maxRefusals-1) {
+			t.Errorf("%d on the status page: %+v", len(r), r)
+		}
+	})
 }
 
 // TestCaller: a stream is held against the bundle and the time of its own, whatever was
@@ -459,7 +532,7 @@ func TestConnectionsEnd(t *testing.T) {
 				p := passing{}
 				p.info.State.PeerCertificates = test.chain()
 				client, raw := net.Pipe()
-				if _, _, err := (&serverTLS{p}).ServerHandshake(raw); err != nil {
+				if _, _, err := (&serverTLS{p, NewServer(t.Context(), nil)}).ServerHandshake(raw); err != nil {
 					t.Fatal(err)
 				}
 				began := time.Now()

@@ -249,11 +249,11 @@ func (x *session) CreateWatch(req *cachev3.Request, sub cachev3.Subscription, ou
 	return x.open(w, names, nil)
 }
 
-// maxRefusals is how many refused streams are remembered for the status page, and how
+// maxRefusals is how many refused streams and connections are remembered for the status page, and how
 // many are logged in a second: anyone who reaches the port can cause them.
 const maxRefusals = 20
 
-// Refusal is a stream that was not served.
+// Refusal is a stream that was not served, or a connection whose handshake failed.
 type Refusal struct {
 	At       time.Time `json:"at"`
 	Address  string    `json:"address"`
@@ -264,17 +264,23 @@ type Refusal struct {
 
 // refused logs a stream that is not served and remembers it for the status page.
 func (s *Server) refused(c *caller, node *corev3.Node, err error) {
-	r := Refusal{At: time.Now(), Address: c.address, Identity: c.id.String(), Node: node.GetId(), Reason: status.Convert(err).Message()}
+	r := Refusal{Address: c.address, Identity: c.id.String(), Node: node.GetId(), Reason: status.Convert(err).Message()}
 	if len(r.Node) > maxText {
 		r.Node = fmt.Sprintf("%.*s...", maxText, r.Node)
 	}
+	s.remember("stream refused", r)
+}
+
+// remember logs a refusal, unless there are too many, and keeps it for the status page.
+func (s *Server) remember(what string, r Refusal) {
+	r.At = time.Now()
 	s.refusals.mu.Lock()
 	defer s.refusals.mu.Unlock()
 	if r.At.Sub(s.refusals.second) >= time.Second {
 		s.refusals.second, s.refusals.inSecond = r.At, 0
 	}
 	if s.refusals.inSecond++; s.refusals.inSecond <= maxRefusals {
-		s.log.Warn("stream refused", "address", r.Address, "identity", r.Identity, "node", r.Node, "reason", r.Reason)
+		s.log.Warn(what, "address", r.Address, "identity", r.Identity, "node", r.Node, "reason", r.Reason)
 	}
 	s.refusals.last = append(s.refusals.last, r)
 	if n := len(s.refusals.last) - maxRefusals; n > 0 {

@@ -174,7 +174,9 @@ func readNewest(dir string) (*state, error) {
 	for range 3 { // the file may be pruned between finding and reading it
 		s := store{dir: dir}
 		var numbers []uint64
-		if numbers, err = s.list(); err != nil {
+		if numbers, err = s.list(); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w in %s, which is not there", ErrNone, dir)
+		} else if err != nil {
 			return nil, err
 		}
 		for _, n := range numbers {
@@ -190,7 +192,7 @@ func readNewest(dir string) (*state, error) {
 	return nil, err
 }
 
-// ErrNone: there is no certificate authority in the directory.
+// ErrNone: there is no certificate authority in the directory, or no directory.
 var ErrNone = errors.New("no certificate authority")
 
 // ErrLocked: another process has the directory open.

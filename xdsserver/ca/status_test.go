@@ -81,6 +81,9 @@ func TestStatus(t *testing.T) {
 	if s := c.Status(); s.Error == "" {
 		t.Error("an expired issuer is no error")
 	}
+	if _, err := ReadBundle(filepath.Join(t.TempDir(), "none")); !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), "none, which is not there") {
+		t.Errorf("a bundle of a directory that is not there: %v", err)
+	}
 	if _, err := ReadStatus(t.TempDir()); !errors.Is(err, ErrNone) {
 		t.Errorf("an empty folder: %v", err)
 	}

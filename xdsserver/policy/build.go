@@ -67,6 +67,7 @@ func Build(files []*File, previous *Result) *Result {
 	}
 	set := b.settle()
 	b.relate(set)
+	b.relateWorkloads(set)
 	b.relateAccess(set)
 	set.Broken = b.allBroken()
 	sortProblems(b.problems)

@@ -22,7 +22,11 @@ func TestWorkloadsAt(t *testing.T) {
 		"apiVersion: v1\nkind: Service\nmetadata: {name: b}\nspec: {selector: {app: b}, ports: [{port: 80, targetPort: 8002}]}\n---\n" +
 		"apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\nspec: {hosts: [e.example], resolution: STATIC, ports: [{name: http, number: 80, targetPort: 8005}], endpoints: [{address: 127.0.0.1, labels: {app: e}}, {address: 10.0.0.5, serviceAccount: e}]}\n"
 	r := Build([]*File{Parse("f.yaml", []byte(in))}, nil)
-	wantTexts(t, r.Problems)
+	var unselected []string
+	for line, name := range map[int]string{4: "alone", 9: "a", 19: "c1", 24: "c2", 29: "d", 34: "six"} {
+		unselected = append(unselected, fmt.Sprintf("f.yaml:%d: WorkloadEntry default/%s: spec.labels: warning: no Service or ServiceEntry of namespace default selects this workload: no request is sent to it", line, name))
+	}
+	wantTexts(t, r.Problems, unselected...)
 	for _, tt := range []struct {
 		namespace, address string
 		port               uint32

@@ -38,6 +38,7 @@ func TestRateLimitFor(t *testing.T) {
 	wantTexts(t, r.Problems,
 		"f.yaml:33: HTTPLocalRateLimitPolicy default/younger: spec: warning: has no effect: HTTPLocalRateLimitPolicy default/web (f.yaml:19) is older, or first by name, and decides",
 		"f.yaml:55: HTTPLocalRateLimitPolicy default/nobody: spec.targetRef.name: warning: has no effect: there is no Server default/missing",
+		"f.yaml:61: WorkloadEntry default/pay: spec.labels: warning: no Service or ServiceEntry of namespace default selects this workload: no request is sent to it",
 	)
 	for _, tt := range []struct {
 		app, namespace string

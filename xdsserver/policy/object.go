@@ -49,6 +49,9 @@ type File struct {
 	lost    bool      // while it is parsed: something in the text at hand makes no object
 }
 
+// Count is how many objects of policy the file has, valid or not.
+func (f *File) Count() int { return len(f.Objects) + len(f.access) }
+
 // Unreadable is a file, or a folder, that is there but can not be read. Objects that
 // came from it, or from files in it, stay in force.
 func Unreadable(name string, err error) *File {
@@ -60,6 +63,7 @@ func Unreadable(name string, err error) *File {
 const (
 	istioNetworking = "networking.istio.io"
 	istioSecurity   = "security.istio.io"
+	gatewayAPI      = "gateway.networking.k8s.io"
 )
 
 // newSpec makes an empty spec of the Istio kinds that are read.
@@ -90,9 +94,9 @@ var skipped = map[string][]string{
 	"coordination.k8s.io":          {"Lease"},
 	"cert-manager.io":              {"Certificate", "CertificateRequest", "Issuer", "ClusterIssuer"},
 	// Objects of ingress proxies and of proxies' own settings.
-	istioNetworking:             {"Gateway", "WorkloadGroup", "ProxyConfig"},
-	"gateway.networking.k8s.io": {"Gateway", "GatewayClass"},
-	"telemetry.istio.io":        {"Telemetry"},
+	istioNetworking:      {"Gateway", "WorkloadGroup", "ProxyConfig"},
+	gatewayAPI:           {"Gateway", "GatewayClass"},
+	"telemetry.istio.io": {"Telemetry"},
 }
 
 // refusedKinds says why a well-known kind is not read, by "group/kind".
@@ -240,7 +244,11 @@ func (f *File) document(v *value, depth int) {
 		d.trafficSplit(v, o)
 	default:
 		why := refusedKinds[group+"/"+kind]
-		if why == "" {
+		switch {
+		case why != "":
+		case group == gatewayAPI:
+			why = "Gateway API is not supported: use a VirtualService"
+		default:
 			why = "this kind of object is not known" + suggest(kind, knownKinds())
 		}
 		d.errorf(v.get("kind").line, "kind", "%s %s: %s", apiVersion, kind, why)

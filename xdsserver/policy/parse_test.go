@@ -266,7 +266,10 @@ func TestParseKinds(t *testing.T) {
 		{"networking.istio.io/v1", "VirtualServcie", Error, "did you mean VirtualService?"},
 		{"networking.istio.io/v2", "VirtualService", Error, "use v1, v1beta1 or v1alpha3"},
 		{"example.com/v1", "Deployment", Error, "not known"},
-		{"gateway.networking.k8s.io/v1", "HTTPRoute", Error, "not known"},
+		{"gateway.networking.k8s.io/v1", "HTTPRoute", Error, "Gateway API is not supported: use a VirtualService"},
+		{"gateway.networking.k8s.io/v1", "GRPCRoute", Error, "Gateway API is not supported"},
+		{"gateway.networking.k8s.io/v1beta1", "ReferenceGrant", Error, "Gateway API is not supported"},
+		{"gateway.networking.k8s.io/v1", "Gateway", Notice, "no meaning for the mesh"},
 		{"split.smi-spec.io/v1alpha4", "TrafficSplit", Error, "use v1alpha1 or v1alpha2"},
 	} {
 		f := Parse("f.yaml", fmt.Appendf(nil, "apiVersion: %s\nkind: %s\nmetadata: {name: x}\nspec: {}\n", tt.version, tt.kind))

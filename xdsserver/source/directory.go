@@ -35,14 +35,25 @@ const (
 	racy = 3 * time.Second
 )
 
+// Checked is what Validate has read.
+type Checked struct {
+	*policy.Result
+	Files   int // that hold policy by their names, and could be read
+	Objects int // of policy in them, valid or not
+}
+
 // Validate reads a folder, or one file, as Directory does, once. The error is that of
 // a folder that can not be read at all; what is wrong inside is in the result.
-func Validate(path string) (*policy.Result, error) {
+func Validate(path string) (*Checked, error) {
 	t := &tree{root: path}
 	if err := t.scan(); err != nil {
 		return nil, err
 	}
-	return policy.Build(t.parsed(), nil), nil
+	c := &Checked{Result: policy.Build(t.parsed(), nil), Files: len(t.files)}
+	for _, f := range t.files {
+		c.Objects += f.parsed.Count()
+	}
+	return c, nil
 }
 
 // Directory reads the policy in a folder and all folders below it, and again after
