@@ -157,7 +157,6 @@ func (s *stream) repeat(a *attempt) (*attempt, error) {
 		a = next
 	}
 	err := a.outcome.Err
-	a.try.Commit()
 	a.release()
 	s.conclude(a, err)
 	return nil, err
@@ -236,7 +235,6 @@ func (s *stream) finish(a *attempt, err error) {
 	if err != nil {
 		err = a.outcome.Err
 	}
-	a.try.Commit()
 	if s.options.tell != nil {
 		s.mu.Lock()
 		header := s.header

@@ -175,10 +175,6 @@ func (a *attempt) repeat(policy *resilience.RetryPolicy) (time.Duration, bool) {
 	if policy == nil {
 		return 0, false
 	}
-	switch a.outcome.Failure {
-	case resilience.Cancelled, resilience.RouteTimeout, resilience.LocalError, resilience.Overflow:
-		return 0, false
-	}
 	return a.try.Next(&a.outcome)
 }
 
@@ -232,7 +228,6 @@ const readsHeaders = resilience.OnRetriableHeaders | resilience.OnEnvoyRateLimit
 
 // finish makes the attempt's response the caller's.
 func (u *unaryRPC) finish(a *attempt) error {
-	a.try.Commit()
 	if u.options.tell != nil {
 		a.tell(&u.options)
 	}

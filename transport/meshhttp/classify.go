@@ -47,8 +47,11 @@ type streamError struct {
 
 func (e streamError) Error() string { return fmt.Sprintf("stream %d: code %d", e.StreamID, e.Code) }
 
-// refusedStream is REFUSED_STREAM of RFC 9113 section 7.
-const refusedStream = 0x7
+// Error codes of RFC 9113, section 7.
+const (
+	protocolError = 0x1
+	refusedStream = 0x7
+)
 
 // classify sets the outcome of an attempt whose transport returned err, before
 // the response's headers or in its body.

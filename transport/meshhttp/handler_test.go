@@ -128,6 +128,22 @@ func TestHandlerKeepsThePattern(t *testing.T) {
 	}
 }
 
+// TestHandlersDeadlineEnds: with the request, so that what hangs on it is free.
+func TestHandlersDeadlineEnds(t *testing.T) {
+	var inner context.Context
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set(expectedTimeout, "3600000")
+	Handler(inbound.New(inbound.Options{}), nil, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		inner = r.Context()
+		if err := inner.Err(); err != nil {
+			t.Error(err)
+		}
+	})).ServeHTTP(httptest.NewRecorder(), r)
+	if _, ok := inner.Deadline(); !ok || inner.Err() == nil {
+		t.Errorf("deadline %t, %v after the request", ok, inner.Err())
+	}
+}
+
 // TestHandlerHeaders: what a client may not bring along does not arrive, and
 // the map that came is as it was.
 func TestHandlerHeaders(t *testing.T) {
@@ -183,6 +199,12 @@ func TestHandlerHeaders(t *testing.T) {
 	before = maps.Clone(r.Header)
 	Handler(e, nil, http.HandlerFunc(func(_ http.ResponseWriter, inner *http.Request) { after = inner.Header })).ServeHTTP(httptest.NewRecorder(), r)
 	if fmt.Sprint(after) != "map[X-Kept:[1]]" || fmt.Sprint(r.Header) != fmt.Sprint(before) {
+		t.Errorf("handler %v, caller %v", after, r.Header)
+	}
+	// Also where the Host is all that is taken out.
+	r.Header = http.Header{"Host": {"evil"}, "X-Kept": {"1"}}
+	Handler(e, nil, http.HandlerFunc(func(_ http.ResponseWriter, inner *http.Request) { after = inner.Header })).ServeHTTP(httptest.NewRecorder(), r)
+	if fmt.Sprint(after) != "map[X-Kept:[1]]" || len(r.Header) != 2 {
 		t.Errorf("handler %v, caller %v", after, r.Header)
 	}
 }

@@ -57,13 +57,11 @@ func (l *lane) run(policy *resilience.RetryPolicy) (*http.Response, error) {
 		resp, err := l.once(policy)
 		if err != nil {
 			l.outcome.Err = err
-			l.end()
 			return nil, err
 		}
 		failed := l.outcome.Failure != resilience.NoFailure
 		wait, again := time.Duration(0), false
-		if policy != nil && l.outcome.Failure != resilience.Cancelled && l.outcome.Failure != resilience.RouteTimeout &&
-			!l.replaced() && l.x.bodies.again() {
+		if policy != nil && !l.replaced() && l.x.bodies.again() {
 			wait, again = l.try.Next(&l.outcome)
 		}
 		if !again {

@@ -36,6 +36,7 @@ func TestRequestBodyIsAlwaysClosed(t *testing.T) {
 		}},
 		{"no endpoint", "http://svc/", func(w *world) { w.cluster.Endpoints = lb.NewEndpoints(nil, nil) }},
 		{"limit", "http://svc/", func(w *world) { w.cluster.Limits.MaxRequests = 0 }},
+		{"no authority", "http://svc/", func(w *world) { w.route.Rewrite.Host = "a b" }},
 		{"no route", "http://svc/", func(w *world) { w.route.Match.Path.Value = "/other" }},
 		{"no policy", "http://unknown/", nil},
 		{"not http", "ftp://svc/", nil},

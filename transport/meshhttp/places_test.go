@@ -54,7 +54,7 @@ func TestPlacesBeforeTheServerSpeaks(t *testing.T) {
 	for _, c := range []struct {
 		bound int // by the connections before; 0 where there were none
 		want  int
-	}{{0, unsaid}, {3, 3}, {unsaid + 50, unsaid}} {
+	}{{0, unsaid}, {1, 1}, {3, 2}, {unsaid + 50, unsaid}} {
 		w := newH2World(t, 0, 0, unlimited, nothing)
 		h, conn := w.connected(t)
 		h.mu.Lock()
@@ -357,7 +357,7 @@ func TestConnectionOnItsWayOut(t *testing.T) {
 	first.Body.Close()
 }
 
-// TestNotTakenAgain: a request that connections leave out one after the other is repeated once, and then policy's.
+// TestNotTakenAgain: a request that connections leave out one after the other is repeated a few times, and then policy's.
 func TestNotTakenAgain(t *testing.T) {
 	leak.Check(t)
 	var mu sync.Mutex
@@ -381,7 +381,67 @@ func TestNotTakenAgain(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if seen != 2 {
-		t.Errorf("sent %d times, want 2", seen)
+	if seen != 1+maxMoved {
+		t.Errorf("sent %d times, want %d", seen, 1+maxMoved)
+	}
+}
+
+// TestTooManyForTheServer: PROTOCOL_ERROR from a server that was not heard yet may
+// mean one stream too many. What may come twice is sent again, and nothing else.
+func TestTooManyForTheServer(t *testing.T) {
+	leak.Check(t)
+	for _, c := range []struct {
+		method, body string
+		heard        bool
+		code         http2.ErrCode
+		sent         int
+	}{
+		{"GET", "", false, http2.ErrCodeProtocol, 2},
+		{"HEAD", "", false, http2.ErrCodeProtocol, 2},
+		{"POST", "", false, http2.ErrCodeProtocol, 1},
+		{"GET", "x", false, http2.ErrCodeProtocol, 1},
+		{"GET", "", false, http2.ErrCodeInternal, 1},
+		{"GET", "", true, http2.ErrCodeProtocol, 1},
+	} {
+		var mu sync.Mutex
+		streams, before := 0, 0
+		if c.heard {
+			before = 1
+		}
+		address := rawServer(t, rawHTTP2(func(f *http2.Framer, _ int, stream uint32) bool {
+			mu.Lock()
+			streams++
+			bad := streams == before+1
+			mu.Unlock()
+			if bad {
+				return f.WriteRSTStream(stream, c.code) == nil
+			}
+			answerHTTP2(f, stream, "")
+			return true
+		}))
+		s := plainStreams(0, 0, unlimited, (&net.Dialer{}).DialContext)
+		send := func(method, body string) error {
+			var reader io.Reader
+			if body != "" {
+				reader = strings.NewReader(body)
+			}
+			resp, err := s.RoundTrip(request(t, method, "http://"+address, reader))
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err
+		}
+		if c.heard {
+			if err := send("GET", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := send(c.method, c.body)
+		mu.Lock()
+		if sent := streams - before; sent != c.sent || (err == nil) != (c.sent == 2) {
+			t.Errorf("%+v: sent %d times, %v", c, sent, err)
+		}
+		mu.Unlock()
+		s.retire()
 	}
 }

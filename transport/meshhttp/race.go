@@ -120,7 +120,7 @@ func good(r *result, policy *resilience.RetryPolicy) bool {
 	switch {
 	case r.resp == nil:
 		// Nothing that another lane could do better about.
-		return o.Failure == resilience.Cancelled && r.err != errLost || o.Failure == resilience.RouteTimeout || o.Failure == resilience.LocalError
+		return o.Failure == resilience.Cancelled || o.Failure == resilience.RouteTimeout || o.Failure == resilience.LocalError
 	case policy == nil:
 		return o.Status < 500
 	}

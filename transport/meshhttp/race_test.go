@@ -114,12 +114,16 @@ func TestHedges(t *testing.T) {
 
 // TestWinnerIsNotCutOff: the losers are cancelled, and the winner's body comes whole.
 func TestWinnerIsNotCutOff(t *testing.T) {
-	for _, h2 := range []bool{false, true} {
-		t.Run(fmt.Sprint("HTTP/2 ", h2), func(t *testing.T) {
+	for i := range 4 {
+		h2, limited := i&1 != 0, i&2 != 0
+		t.Run(fmt.Sprintf("HTTP/2 %t, limits of their own %t", h2, limited), func(t *testing.T) {
 			var n atomic.Int32
 			lost := make(chan struct{}, 8)
 			w := newWorld(t, ClientOptions{}, func(w *world) {
 				w.route.Hedge = &resilience.Hedge{Initial: 3}
+				if limited {
+					w.route.Retry = &resilience.RetryPolicy{PerTryTimeout: 40 * time.Second}
+				}
 				w.route.Timeout = time.Minute
 				w.cluster.HTTP2 = h2
 			}, func(w http.ResponseWriter, r *http.Request) {

@@ -96,14 +96,10 @@ func (s *served) end() {
 
 // wait has the end of the context above end this one.
 func (s *served) wait() {
-	above := s.deadline.Context
-	if above.Done() == nil {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unhook == nil && !s.ended {
-		s.unhook = context.AfterFunc(above, s.inherit)
+		s.unhook = context.AfterFunc(s.deadline.Context, s.inherit)
 	}
 }
 

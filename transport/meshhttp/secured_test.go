@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
@@ -237,25 +238,62 @@ func TestServerRefusesUs(t *testing.T) {
 			src := &counting{Source: static(t, &source.Material{Certificate: ours, Bundles: ca.bundles(t)})}
 			rec := &recorder{}
 			w := securedWorld(t, rec, src.open, server, func(c *snapshot.Cluster) { c.HTTP2, c.TLS = http2, mutual(reviewsID) })
+			alerts := 0
 			for range 20 {
 				_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil))
-				// With HTTP/2 the alert may come before the request has a stream. Of
-				// that net/http says only that the connection can not be used.
-				unusable := http2 && err != nil && strings.Contains(err.Error(), "http2: client conn could not be established")
-				if !unusable && !errors.As(err, new(*outbound.TLSError)) {
+				switch {
+				case errors.As(err, new(*outbound.TLSError)) && refusedHandshake(err):
+					alerts++
+				case !http2 && errors.Is(err, net.ErrClosed):
+					// net/http has read the alert and closed the connection before the
+					// request was written, and tells only that.
+				default:
 					t.Errorf("error %v", err)
 				}
 			}
-			failures := rec.failures()
-			for _, f := range failures {
-				if f != resilience.ConnectFailure {
-					t.Errorf("an attempt ended with %v", f)
+			connect := 0
+			for _, f := range rec.failures() {
+				if f == resilience.ConnectFailure {
+					connect++
 				}
 			}
-			if len(failures) != 20 || handled.Load() != 0 {
-				t.Errorf("%d attempts failed, %d handled", len(failures), handled.Load())
+			if alerts == 0 || connect != alerts || handled.Load() != 0 {
+				t.Errorf("%d alerts and %d connect failures of 20, %d handled", alerts, connect, handled.Load())
 			}
 		})
+	}
+}
+
+// TestRefusalBeforeTheRequest: with HTTP/2 the alert may come before the request
+// has a stream, and net/http has another error then. It is told all the same, and
+// the request is not sent on another connection that would be refused too.
+func TestRefusalBeforeTheRequest(t *testing.T) {
+	ca := newAuthority(t)
+	refuse := make(chan struct{})
+	server := lingeringServer(t, &tls.Config{
+		Certificates: []tls.Certificate{*ca.issue(t, reviewsID)}, NextProtos: []string{"h2"}, ClientAuth: tls.RequireAnyClientCert,
+		VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error {
+			<-refuse
+			return errors.New("refused")
+		},
+	}, func(http.ResponseWriter, *http.Request) { t.Error("the request was handled") })
+	rec := &recorder{}
+	w := securedWorld(t, rec, (&counting{Source: static(t, ca.material(t, ca.issue(t, webID)))}).open, server, func(c *snapshot.Cluster) { c.HTTP2, c.TLS = true, mutual(reviewsID) })
+	connections := 0
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if connections++; connections > 1 {
+			return
+		}
+		close(refuse)
+		conn := info.Conn.(*tls.Conn).NetConn()
+		eventually(t, "the connection is closed", func() bool { return errors.Is(conn.SetDeadline(time.Time{}), net.ErrClosed) })
+	}})
+	_, _, err := get(t, w.client, request(t, "GET", "http://svc/", nil).WithContext(ctx))
+	if !errors.As(err, new(*outbound.TLSError)) || !refusedHandshake(err) || connections != 1 {
+		t.Errorf("error %v with %d connections", err, connections)
+	}
+	if f := rec.failures(); !slices.Equal(f, []resilience.Failure{resilience.ConnectFailure}) {
+		t.Errorf("attempts ended with %v", f)
 	}
 }
 

@@ -2,6 +2,7 @@ package meshhttp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"maps"
@@ -26,8 +27,8 @@ import (
 //
 // What it repeats by itself, at once, is a request that a closing connection did
 // not take (the connection chosen has gone in that moment, or its GOAWAY leaves
-// the stream out), and one that was among too many on a new connection, whose
-// server had not yet said how many it takes.
+// the stream out), and one that was or may have been among too many on a new
+// connection, whose server had not yet said how many it takes.
 type streams struct {
 	transport *http.Transport
 	scheme    string
@@ -141,8 +142,9 @@ func (s *streams) send(req *http.Request, priority resilience.Priority) (*http.R
 		if err == nil {
 			return resp, p.conn, nil
 		}
+		err = p.conn.reason(err)
 		p.conn.release()
-		if ctx.Err() != nil || again == maxAgain || !(again == 0 && notTaken(err) || p.early && isRefused(err)) {
+		if ctx.Err() != nil || again == maxAgain || !(again < maxMoved && notTaken(err) || p.early && (isRefused(err) || tooMany(req, err))) {
 			return nil, nil, err
 		}
 		if hasBody(req) {
@@ -160,8 +162,11 @@ func (s *streams) send(req *http.Request, priority resilience.Priority) (*http.R
 }
 
 const (
-	// maxAgain bounds how often a request is repeated.
+	// maxAgain bounds how often a request is repeated, and maxMoved how often because
+	// connections that close have not taken it: while certificates change, several do
+	// in a row.
 	maxAgain = 8
+	maxMoved = 3
 	// unsaid is the number of streams that net/http takes a server to allow before
 	// its settings have come.
 	unsaid = 100
@@ -179,6 +184,22 @@ func isRefused(err error) bool {
 	return errors.As(err, &stream) && stream.Code == refusedStream
 }
 
+// tooMany reports whether a stream may have been one too many to a server that had
+// not been heard: it may say so by PROTOCOL_ERROR too (RFC 9113, section 5.1.2), which
+// says nothing of whether the request was processed. So the request must be one
+// that may come twice.
+func tooMany(req *http.Request, err error) bool {
+	var stream streamError
+	if !errors.As(err, &stream) || stream.Code != protocolError {
+		return false
+	}
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return !hasBody(req)
+	}
+	return false
+}
+
 // notTaken reports whether a closing connection left the request out.
 func notTaken(err error) bool {
 	return unusable(err) || strings.HasPrefix(err.Error(), "http2: Transport received Server's graceful shutdown GOAWAY")
@@ -191,6 +212,21 @@ func unusable(err error) bool {
 		return true
 	}
 	return false
+}
+
+// reason returns the alert that has ended a TLS connection where net/http says
+// no more than that the connection can not be used: a server that refuses our
+// certificate may say so before the first request has a stream.
+func (c *streamConn) reason(err error) error {
+	secure, ok := c.conn.(*tls.Conn)
+	if !ok || !unusable(err) || c.cc.Err() == nil {
+		return err
+	}
+	// net/http has closed it and reads no more; crypto/tls repeats what its last read met.
+	if _, alert := secure.Read(make([]byte, 1)); refusedHandshake(alert) {
+		return alert
+	}
+	return err
 }
 
 // host returns the connections to an address, with a user counted.
@@ -319,10 +355,10 @@ func (h *streamHost) reserve() place {
 		if c.heard && steady && free > 0 {
 			c.capacity, h.bound = busy+free, busy+free
 		}
-		limit := c.capacity
+		limit := spare(c.capacity)
 		switch {
 		case limit == 0 && h.bound > 0:
-			limit = min(h.bound, unsaid)
+			limit = min(spare(h.bound), unsaid)
 		case limit == 0:
 			limit = unsaid
 		case steady && free == 0 && busy < c.capacity:
@@ -346,6 +382,18 @@ func (h *streamHost) reserve() place {
 		return p
 	}
 	return place{}
+}
+
+// spare returns how many streams are used at a time of those that a server takes:
+// one less, but one. A stream has ended for the client when its last frame is
+// read, and for the server when it has noted that it was written; a server may
+// answer what comes in between, and is one too many to it, by PROTOCOL_ERROR (RFC
+// 9113, section 5.1.2), which is no sign that the request was not processed.
+func spare(capacity int) int {
+	if capacity > 1 {
+		return capacity - 1
+	}
+	return capacity
 }
 
 // release gives a place back.

@@ -128,6 +128,34 @@ func TestStreamsShareConnections(t *testing.T) {
 	}
 }
 
+// TestStreamsSpareOne: of the streams that a server is known to take, one is not used.
+func TestStreamsSpareOne(t *testing.T) {
+	entered, release := make(chan struct{}, 100), make(chan struct{})
+	w := newH2World(t, 0, 0, unlimited, func(_ http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
+		<-release
+	})
+	first := make(chan error, 1)
+	go func() { first <- w.do(t.Context()) }()
+	<-entered
+	release <- struct{}{}
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error, 10)
+	for i := range cap(results) {
+		go func() { results <- w.do(t.Context()) }()
+		<-entered
+		w.count.wait(t, 1+i/9)
+	}
+	close(release)
+	for range cap(results) {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestStreamsBurst: many requests that begin at once are all answered, whatever
 // the server's bound, which they learn of only with the first connection.
 func TestStreamsBurst(t *testing.T) {
