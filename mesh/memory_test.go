@@ -48,8 +48,10 @@ func alone(t *testing.T) bool {
 	switch {
 	case err != nil:
 		t.Errorf("%v\n%s", err, out)
-	case !bytes.Contains(out, []byte("--- PASS: "+t.Name())):
+	case bytes.Contains(out, []byte("--- SKIP: "+t.Name()+" ")):
 		t.Skipf("%s", out)
+	case !bytes.Contains(out, []byte("--- PASS: "+t.Name()+" ")):
+		t.Errorf("it did not run:\n%s", out)
 	default:
 		t.Logf("%s", out)
 	}

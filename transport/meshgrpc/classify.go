@@ -17,7 +17,6 @@ import (
 
 	"github.com/sinew-mesh/sinew/resilience"
 	"github.com/sinew-mesh/sinew/routing"
-	"github.com/sinew-mesh/sinew/routing/lb"
 	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
@@ -139,7 +138,9 @@ func (a *attempt) place(p *choice) outbound.Place {
 // that stands in the response's headers (Trailers-Only) is the outcome's.
 func answered(o *resilience.Outcome, info *balancer.DoneInfo) {
 	o.Status, o.GRPC, o.Form = http.StatusOK, -1, routing.LowerHeaders
-	o.Load = loadOf(info.ServerLoad)
+	if report, ok := info.ServerLoad.(*orcav3.OrcaLoadReport); ok { // as gRPC has read it
+		o.Load = outbound.LoadReport(report)
+	}
 	if info.Err == nil {
 		return
 	}
@@ -199,29 +200,6 @@ func refusedStream(err error) bool {
 	message := status.Convert(err).Message()
 	return strings.HasPrefix(message, resetPrefix+"REFUSED_STREAM") ||
 		strings.HasPrefix(message, "the connection is draining") || strings.HasPrefix(message, "the stream is rejected because server is draining")
-}
-
-// loadOf reads what gRPC has made of a server's load report (gRFC A51).
-func loadOf(load any) *lb.LoadReport {
-	m, ok := load.(*orcav3.OrcaLoadReport)
-	if !ok || m == nil {
-		return nil
-	}
-	r := &lb.LoadReport{
-		CPU: m.GetCpuUtilization(), Application: m.GetApplicationUtilization(), Memory: m.GetMemUtilization(),
-		QPS: m.GetRpsFractional(), EPS: m.GetEps(),
-	}
-	if n := len(m.GetNamedMetrics()) + len(m.GetUtilization()) + len(m.GetRequestCost()); n > 0 {
-		r.Named = make(map[string]float64, n)
-		for prefix, values := range map[string]map[string]float64{
-			"named_metrics.": m.GetNamedMetrics(), "utilization.": m.GetUtilization(), "request_cost.": m.GetRequestCost(),
-		} {
-			for name, v := range values {
-				r.Named[prefix+name] = v
-			}
-		}
-	}
-	return r
 }
 
 // localError is the status that policy itself answers with, as Envoy does: the

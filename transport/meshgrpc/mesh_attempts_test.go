@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	orcav3 "github.com/cncf/xds/go/xds/data/orca/v3"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -376,18 +375,6 @@ func TestMeshSentTwice(t *testing.T) {
 	late.Wait()
 	w.quiet(t)
 	t.Logf("%d of the later ones were refused", refused.Load())
-}
-
-func TestLoadReports(t *testing.T) {
-	r := loadOf(&orcav3.OrcaLoadReport{CpuUtilization: 0.5, MemUtilization: 0.25, RpsFractional: 10, Eps: 1, ApplicationUtilization: 0.75,
-		NamedMetrics: map[string]float64{"x": 1}, Utilization: map[string]float64{"x": 2}, RequestCost: map[string]float64{"x": 3}})
-	if r.CPU != 0.5 || r.Memory != 0.25 || r.QPS != 10 || r.EPS != 1 || r.Application != 0.75 ||
-		r.Named["named_metrics.x"] != 1 || r.Named["utilization.x"] != 2 || r.Named["request_cost.x"] != 3 {
-		t.Errorf("%+v", r)
-	}
-	if loadOf(nil) != nil || loadOf("x") != nil {
-		t.Error("a report out of nothing")
-	}
 }
 
 func TestClassifyMessages(t *testing.T) {

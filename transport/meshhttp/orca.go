@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sinew-mesh/sinew/routing/lb"
+	"github.com/sinew-mesh/sinew/transport/outbound"
 )
 
 // What an endpoint says of its load stands in one of two headers or trailers
@@ -48,7 +49,7 @@ func loadReport(h http.Header) *lb.LoadReport {
 		if (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), &m) != nil {
 			return nil
 		}
-		return loadOf(&m)
+		return outbound.LoadReport(&m)
 	case "TEXT":
 		return parseLoad(text)
 	}
@@ -68,34 +69,7 @@ func decodeLoad(s string) *lb.LoadReport {
 	if proto.Unmarshal(raw, &m) != nil {
 		return nil
 	}
-	return loadOf(&m)
-}
-
-// loadOf returns nil where a number is none.
-func loadOf(m *orcav3.OrcaLoadReport) *lb.LoadReport {
-	r := &lb.LoadReport{
-		CPU: m.GetCpuUtilization(), Application: m.GetApplicationUtilization(), Memory: m.GetMemUtilization(),
-		QPS: m.GetRpsFractional(), EPS: m.GetEps(),
-	}
-	if n := len(m.GetNamedMetrics()) + len(m.GetUtilization()) + len(m.GetRequestCost()); n > 0 {
-		r.Named = make(map[string]float64, n)
-	}
-	for prefix, values := range map[string]map[string]float64{
-		"named_metrics.": m.GetNamedMetrics(), "utilization.": m.GetUtilization(), "request_cost.": m.GetRequestCost(),
-	} {
-		for name, v := range values {
-			if !finite(v) {
-				return nil
-			}
-			r.Named[prefix+name] = v
-		}
-	}
-	for _, v := range [...]float64{r.CPU, r.Application, r.Memory, r.QPS, r.EPS} {
-		if !finite(v) {
-			return nil
-		}
-	}
-	return r
+	return outbound.LoadReport(&m)
 }
 
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
