@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 )
@@ -535,5 +536,38 @@ func TestDrain(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestLengthOfBody: a body that is not as long as its request says ends with an
+// error of its own, however it is read, and another attempt is told the same.
+func TestLengthOfBody(t *testing.T) {
+	for _, c := range []struct {
+		body string
+		want int64
+		bad  bool
+	}{
+		{"abcde", 5, false}, {"ab", 5, true}, {"abcdef", 5, true}, {"", 5, true},
+		{"ab", -1, false}, {"ab", 0, false}, // what is not positive is unknown
+	} {
+		for _, retries := range []bool{true, false} {
+			req := request(t, "POST", "http://svc/", nil)
+			req.Body, req.ContentLength = io.NopCloser(iotest.OneByteReader(strings.NewReader(c.body))), c.want
+			var b bodies
+			b.begin(req, req.Body, retries, true, 100)
+			for range 2 {
+				body, err := b.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = io.ReadAll(body)
+				if (err != nil) != c.bad || (b.failure() != nil) != c.bad {
+					t.Errorf("%q of %d, kept %v: error %v, failure %v", c.body, c.want, retries, err, b.failure())
+				}
+				if !retries {
+					break
+				}
+			}
+		}
 	}
 }

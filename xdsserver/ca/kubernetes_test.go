@@ -14,9 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -212,43 +212,40 @@ func TestKubernetesFiles(t *testing.T) {
 	}
 }
 
-// TestKubernetesReviewsAtATime: callers beyond the bound wait, and may give up.
+// TestKubernetesReviewsAtATime: callers beyond the bound wait for a place, and may give up.
 func TestKubernetesReviewsAtATime(t *testing.T) {
 	leak.Check(t)
-	release := make(chan struct{})
-	inside := make(chan struct{}, 2*maxReviews)
-	s := newAPIServer(t, func(w http.ResponseWriter, token string, audiences []string) {
-		inside <- struct{}{}
-		<-release
-		reviewed(cart)(w, token, audiences)
+	s := newAPIServer(t, reviewed(cart))
+	synctest.Test(t, func(t *testing.T) {
+		k := s.kubernetes(t)
+		for range maxReviews {
+			k.reviews <- struct{}{}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		results := make(chan error, 2)
+		for _, ctx := range []context.Context{ctx, t.Context()} {
+			go func() {
+				_, err := k.Authenticate(bearing(ctx, good))
+				results <- err
+			}()
+		}
+		synctest.Wait() // whoever asks the API server is waited for
+		if n := s.asked.Load(); n != 0 || len(results) != 0 {
+			t.Errorf("%d questions beyond the bound, %d answers", n, len(results))
+		}
+		cancel()
+		if err := <-results; !errors.Is(err, context.Canceled) {
+			t.Errorf("one that gives up: %v", err)
+		}
+		<-k.reviews
+		if err := <-results; err != nil || s.asked.Load() != 1 {
+			t.Errorf("one that waited: %v, %d questions", err, s.asked.Load())
+		}
+		if len(k.reviews) != maxReviews-1 {
+			t.Errorf("%d places are taken, want %d", len(k.reviews), maxReviews-1)
+		}
+		k.Close()
 	})
-	k := s.kubernetes(t)
-	var all sync.WaitGroup
-	for range maxReviews {
-		all.Go(func() {
-			if _, err := k.Authenticate(bearing(t.Context(), good)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	for range maxReviews {
-		<-inside
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	gone := make(chan error)
-	go func() {
-		_, err := k.Authenticate(bearing(ctx, good))
-		gone <- err
-	}()
-	cancel()
-	if err := <-gone; !errors.Is(err, context.Canceled) {
-		t.Errorf("one that gives up: %v", err)
-	}
-	close(release)
-	all.Wait()
-	if n := s.asked.Load(); n != maxReviews {
-		t.Errorf("%d questions, want %d", n, maxReviews)
-	}
 }
 
 func TestNewKubernetes(t *testing.T) {
